@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: compare test lint format clean
+
+compare: $(READY)  ## measure and compare what is installed; writes report/
+	$(BIN)/python -m implementations $(ARGS)
+
+test: $(READY)  ## the shared tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## style, types, and that the README's generated blocks are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m implementations capabilities --check
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv report build *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[all]"
+	touch $@

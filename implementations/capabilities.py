@@ -1,0 +1,160 @@
+"""What an implementation can and cannot do yet: one table for the tests, the report and the README.
+
+A `No` names the exception that the attempt raises, so a test runs it and an upstream fix turns the test red.
+Exceptions are dotted names: nothing here imports a framework.
+
+    python -m implementations capabilities            rewrite the block in README.md
+    python -m implementations capabilities --check    fail if the block is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+from implementations import NAMES, files
+
+BEGIN, END = "<!-- capabilities -->", "<!-- /capabilities -->"
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+class Yes(NamedTuple):
+    note: str = ""  # shown as yes* with a footnote
+    link: str = ""
+
+
+class No(NamedTuple):
+    reason: str
+    link: str
+    raises: str  # dotted name of the exception
+    checked: str  # the version it was last seen with
+
+
+class NotApplicable(NamedTuple):
+    reason: str
+
+
+State: TypeAlias = Yes | No | NotApplicable
+
+JAX, TORCH, TF = "jax 0.10.2", "torch 2.13.0", "tensorflow 2.21.0"
+JAX_ISSUES = "https://github.com/jax-ml/jax/issues/"
+TORCH_ISSUES = "https://github.com/pytorch/pytorch/issues/"
+TF_ISSUES = "https://github.com/tensorflow/tensorflow/issues/"
+TF_FORWARD = "https://www.tensorflow.org/api_docs/python/tf/autodiff/ForwardAccumulator"
+ASSERTION = "builtins.AssertionError"
+
+JAX_STATIC = No("shapes are static: a program for each N, all of one size", f"{JAX_ISSUES}2521", ASSERTION, JAX)
+TORCH_INSIDE = No(
+    "torch.autograd.grad inside torch.compile", f"{TORCH_ISSUES}133230", "torch._dynamo.exc.Unsupported", TORCH
+)
+TORCH_FORWARD = No(
+    "a compiled program cannot be entered with forward-mode tangents",
+    f"{TORCH_ISSUES}139756",
+    "builtins.NotImplementedError",
+    TORCH,
+)
+TORCH_LOOP = Yes("the second derivative runs layer by layer: right, but of size N", f"{TORCH_ISSUES}91469")
+TF_STATIC = Yes("under XLA only where N is static", f"{TF_ISSUES}109648")
+TF_NOT_XLA = Yes("not under XLA", f"{TF_ISSUES}76891")
+TF_INSIDE = Yes("with the accumulator inside a tf.function; around one it raises a TypeError", TF_FORWARD)
+TF_FORWARD_REVERSE = No(
+    "an accumulator cannot pass through the list of carries that a gradient keeps", TF_FORWARD, "builtins.TypeError", TF
+)
+
+# capability -> one state for each of NAMES, in that order
+TABLE: dict[str, tuple[State, State, State]] = {
+    "forward": (Yes(), Yes(), Yes()),
+    "N = 0": (Yes(), Yes(), TF_STATIC),
+    "N = 1": (Yes(), Yes(), Yes()),
+    "float64": (Yes("with jax_enable_x64; without it JAX makes float32 of it"), Yes(), Yes()),
+    "bfloat16": (Yes(), Yes(), Yes()),
+    "reverse mode from outside": (Yes(), Yes(), Yes()),
+    "reverse mode inside the user's compiled function": (Yes(), TORCH_INSIDE, Yes()),
+    "one program for all N": (
+        JAX_STATIC,
+        Yes("for N >= 2, a dtype and a grad mode; N = 0 and N = 1 have their own"),
+        Yes("in graph mode; under XLA one for each N, all of one size"),
+    ),
+    "called inside the user's compiled function": (Yes(), Yes(), Yes()),
+    "second order from outside (reverse over reverse)": (Yes(), TORCH_LOOP, Yes()),
+    "batching from outside (the framework's vmap)": (Yes(), Yes(), TF_NOT_XLA),
+    "forward mode from outside": (Yes(), TORCH_FORWARD, TF_INSIDE),
+    "forward over reverse from outside": (Yes(), TORCH_FORWARD, TF_FORWARD_REVERSE),
+    "temporary memory reported": (Yes(), Yes("by the profiler, over one call; not by the compiler"), Yes()),
+}
+
+
+def declared(capability: str, implementation: str) -> State:
+    """The declared state; KeyError or ValueError for a name that the table does not have."""
+    return TABLE[capability][NAMES.index(implementation)]
+
+
+def exception(state: No) -> type[BaseException]:
+    """The exception class that `state` names; imports the framework it belongs to."""
+    found = pkgutil.resolve_name(state.raises)
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        raise TypeError(f"{state.raises} is no exception")
+    return found
+
+
+def matrix(unmeasured: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """The table as plain data: names, rows of cells and numbered notes; an implementation `unmeasured` shows why."""
+    notes: dict[tuple[str, str], int] = {}  # (text, link) -> number; equal notes share one
+
+    def cell(name: str, state: State) -> str:
+        if name in unmeasured:
+            return unmeasured[name]
+        if isinstance(state, NotApplicable):
+            return f"n/a [{notes.setdefault((state.reason, ''), len(notes) + 1)}]"
+        if isinstance(state, No):
+            text = f"{name}: {state.reason} (seen with {state.checked})"
+            return f"no [{notes.setdefault((text, state.link), len(notes) + 1)}]"
+        if state.note:
+            return f"yes* [{notes.setdefault((f'{name}: {state.note}', state.link), len(notes) + 1)}]"
+        return "yes"
+
+    rows = [
+        {"capability": capability, "states": [cell(name, state) for name, state in zip(NAMES, states, strict=True)]}
+        for capability, states in TABLE.items()
+    ]
+    return {"names": list(NAMES), "rows": rows, "notes": [{"text": text, "link": link} for text, link in notes]}
+
+
+def matrix_markdown() -> str:
+    """The README's block, markers excluded."""
+    plain: Mapping[str, Any] = matrix()
+    lines = [f"| | {' | '.join(f'`{name}`' for name in plain['names'])} |", "|---|" + "---|" * len(plain["names"])]
+    lines += [f"| {row['capability']} | {' | '.join(row['states'])} |" for row in plain["rows"]]
+    lines.append("")
+    for number, note in enumerate(plain["notes"], 1):
+        lines.append(f"{number}. {note['text']}" + (f": <{note['link']}>" if note["link"] else ""))
+    return "\n".join(lines)
+
+
+def rewritten(text: str) -> str:
+    """`text` with a fresh block between the two markers; ValueError where they are missing."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"expected a block between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{matrix_markdown()}\n{END}{after}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m implementations capabilities", description="Rewrite the capability matrix in README.md."
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the block is stale")
+    options = parser.parse_args(arguments)
+    text = README.read_text(encoding="utf-8")
+    fresh = rewritten(text)
+    if options.check:
+        if fresh != text:
+            print("README.md: the capability matrix is stale: python -m implementations capabilities")
+        return int(fresh != text)
+    files.replace(README, fresh)
+    return 0

@@ -1,0 +1,250 @@
+"""The comparison: every implementation measured in a process of its own, one after the other, then merged and shown.
+
+    python -m implementations [--quick | --full] [--implementations NAMES] [--depths N,N] [--out FOLDER]
+
+A framework that is missing, broken or crashing costs its own column and nothing else. Timings must not compete for the
+machine, so nothing runs in parallel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from implementations import NAMES, capabilities, figures, files, isolate, report, summary, tables
+from implementations.isolate import ROOT, Report
+
+# Set by the user, and numbers depend on them.
+ENVIRONMENT = (
+    "XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+    "JAX_ENABLE_X64", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m implementations",
+        description=(
+            "Compare the layer stacks of jax_scan, torch_compile and tf_while on this machine: numerics against NumPy "
+            "float64; graph size, compile time, run time and memory against the number of layers N, rolled and "
+            "unrolled."
+        ),
+        epilog=(
+            "Writes index.html (one self-contained page), results.json and figures/*.svg into the output folder. "
+            "Exit status: 0 if everything observed is as declared, 1 if something is not, 2 for wrong arguments, 130 "
+            "after Ctrl-C. Another command: python -m implementations capabilities --help."
+        ),
+    )
+    modes = made.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--quick", action="store_const", dest="mode", const="quick", help="under a minute: few N, few cases"
+    )
+    modes.add_argument(
+        "--full",
+        action="store_const",
+        dest="mode",
+        const="full",
+        help="every N and the slow compiles of the unrolled twin",
+    )
+    made.add_argument(
+        "--implementations",
+        action="append",
+        type=_names,
+        metavar="NAMES",
+        help=f"only these, separated by commas; then a missing framework is an error. Of: {', '.join(NAMES)}",
+    )
+    made.add_argument(
+        "--depths", type=_depths, metavar="N,N,...", help="measure at these numbers of layers instead of the mode's own"
+    )
+    made.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
+    made.add_argument(
+        "--timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="give up an implementation after this; default: 1800",
+    )
+    made.set_defaults(mode="default")
+    return made
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in NAMES]
+    if wrong or not names:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, got {text!r}")
+    return names
+
+
+def _depths(text: str) -> list[int]:
+    try:
+        depths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        depths = [-1]
+    if depths[0] < 0:
+        raise argparse.ArgumentTypeError(f"expected numbers of layers, separated by commas, got {text!r}")
+    return depths
+
+
+def _comma(depths: Sequence[int]) -> str:
+    return ",".join(map(str, depths))
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    # As Ctrl-C: the measuring process must not outlive this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return compare(options)
+    except KeyboardInterrupt:
+        print("interrupted: every file is a whole one, of this run or of an earlier one", file=sys.stderr)
+        return 130
+
+
+def compare(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    asked_for = [name for names in options.implementations or () for name in names]
+    names = [name for name in NAMES if name in (asked_for or NAMES)]
+    known = provenance(options, names if asked_for else ())
+    arguments = ["--mode", options.mode, *(["--depths", _comma(options.depths)] if options.depths else [])]
+    measured = []
+    with progress(names) as report_of:
+        for name in names:
+            found = isolate.measure(name, arguments, options.timeout, report_of(name))
+            measured.append({**found, "asked_for": bool(asked_for)})
+    results = merge(options.mode, known, measured, time.monotonic() - began)
+    drawn = figures.figures(results)
+    page = report.page(results, drawn)
+
+    console = Console()
+    console = Console(width=min(console.width, 100) if console.is_terminal else 100)
+    for table in tables.tables(results):
+        console.print(tables.renderable(table))
+    folder = options.out
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        files.replace(folder / "figures" / f"{name}.svg", figure.svg)
+    files.replace(folder / "index.html", page)
+    files.replace(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    console.print(f"Written: {folder}/index.html, {folder}/results.json. {results['seconds']:.0f} s.", highlight=False)
+    for text in results["deviations"]:
+        console.print(f"{tables.BAD} {text}", style="bold red", highlight=False, markup=False)
+    if not results["deviations"]:
+        console.print("Everything observed is as declared.", style="bold green")
+    return int(bool(results["deviations"]))
+
+
+def merge(mode: str, known: dict[str, str], measured: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What results.json holds. A change of meaning, or a field gone, is a new schema_version.
+
+    schema_version   1
+    mode             "quick", "default" or "full"
+    provenance       name -> text: date, command, commit, cpu, platform, environment, ...
+    implementations  one object each, as `measure` prints it: name, status ("ok", "not run", "failed"), then either
+                     reason and install, or versions, settings, units, numerics, sizes, times, recompiles, problems,
+                     seconds; asked_for: whether it was named on the command line
+    capabilities     names, rows of states and numbered notes: the declared matrix
+    deviations       everything observed that is not as declared; empty is exit status 0
+    seconds          the whole run
+    """
+    unmeasured = dict.fromkeys(NAMES, "not run") | {m["name"]: m["status"] for m in measured}
+    results: dict[str, Any] = {
+        "schema_version": 1,
+        "mode": mode,
+        "provenance": known,
+        "implementations": [_finite(found) for found in measured],
+        "capabilities": capabilities.matrix({name: status for name, status in unmeasured.items() if status != "ok"}),
+        "seconds": round(seconds, 1),
+    }
+    return results | {"deviations": summary.deviations(results)}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null, which the readers of the results take for "not finite"."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def provenance(options: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    command = ["python", "-m", "implementations", *([f"--{options.mode}"] if options.mode != "default" else [])]
+    command += ["--implementations", ",".join(names)] if names else []
+    command += ["--depths", _comma(options.depths)] if options.depths else []
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(command),
+        "commit": _commit(),
+        "cpu": f"{_cpu()}, {usable} usable cores{load}",
+        "platform": f"{platform.platform()}, Python {platform.python_version()}",
+        "environment": " ".join(flags) or "no flags set",
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + (", with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+
+
+@contextlib.contextmanager
+def progress(names: Sequence[str]) -> Iterator[Callable[[str], Report]]:
+    """On a terminal a bar for each implementation, elsewhere a line now and then; on stderr: stdout has the tables."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("[dim]{task.fields[what]}"), console=console) as shown:
+        tasks = {name: shown.add_task(name, total=1, start=False, what="") for name in names}
+        yield lambda name: _bar(shown, tasks[name])
+
+
+def _bar(shown: Progress, task: TaskID) -> Report:
+    shown.start_task(task)
+    return lambda done, total, what: shown.update(task, completed=done, total=total, what=what)
+
+
+def _lines(name: str) -> Report:
+    last = 0.0
+
+    def tell(done: int, total: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5 or done == total:
+            last = time.monotonic()
+            print(f"{name}: {done}/{total} {what}", file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,206 @@
+"""The figures: log-log against N, one panel for each implementation, never two frameworks in one panel.
+
+Each figure comes as single panels, which the page arranges by the width of the screen, and as one SVG file of them all.
+What a caption states is computed from the data, like every number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import cycle
+from typing import NamedTuple
+
+from implementations import drawing, summary, wording
+from implementations.drawing import Line, Panel
+from implementations.interface import LEVELS
+from implementations.summary import Measured, Results, Setting, Spread
+
+
+class Figure(NamedTuple):
+    title: str
+    caption: str
+    panels: list[str]  # one SVG each, row by row
+    columns: int
+    svg: str  # all panels in one file, on a background of its own
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """File name without suffix -> figure; empty if nothing ran."""
+    if not summary.ran(results):
+        return {}
+    sizes, times = (next(iter(summary.settings(results, block)), None) for block in ("sizes", "times"))
+    compiled, compile_time = _row(results, "compiled", sizes), _row(results, "compile_seconds", times)
+    return {
+        "graph-size": _figure(
+            "graph-size",
+            "Graph size at the three levels",
+            f"{_flat(results)} Units differ between panels, so compare slopes, not heights: all panels of a row "
+            "span the same number of decades.",
+            [_row(results, level, sizes) for level in LEVELS],
+        ),
+        "compile-time": _figure(
+            "compile-time",
+            "Compile time",
+            f"{_compile(results)} Trace and compile from cold, without the first execution; bands are quartiles.",
+            [compile_time],
+        ),
+        "run-time": _figure(
+            "run-time",
+            "Run time a layer",
+            f"{_run(results)} One call divided by N: where N is small the call itself dominates. The dotted line reads "
+            "the weights once from memory, which nothing here can avoid. Bands are quartiles.",
+            [_row(results, "run_seconds", times)],
+        ),
+        "temporary-memory": _figure(
+            "temporary-memory",
+            "Temporary memory",
+            f"{_memory(results)} What a compiled program allocates beside its arguments and results. A gradient keeps "
+            "what each layer needs for its derivative, so it grows with N in both forms.",
+            [_row(results, "temp_bytes", sizes)],
+        ),
+        # Not on the page: the one to show elsewhere.
+        "overview": _figure("overview", "Compiled size and compile time", "", [compiled, compile_time]),
+    }
+
+
+def _flat(results: Results) -> str:
+    facts = {
+        (measured["name"], summary.flat(measured, level, gradient))
+        for measured in summary.ran(results)
+        for level in LEVELS
+        for gradient in summary.PROGRAMS
+    }
+    changing = sorted({name for name, fact in facts if fact and fact.low != fact.high})
+    if changing:
+        return f"Not every rolled line is flat: {', '.join(changing)}."
+    return (
+        "Every rolled line is flat: the number of layers does not enter the program. Unrolled, each layer adds to it."
+    )
+
+
+def _compile(results: Results) -> str:
+    flat, twins = [], []
+    for measured in summary.ran(results):
+        grown, twin = summary.compile_growth(measured, "rolled", False), summary.compared(measured, "compile_seconds")
+        flat += [f"{grown.ratio:.2f} in {measured['name']} (N = {grown.high} over {grown.low})"] if grown else []
+        twins += [f"{wording.times(1 / twin.ratio.median)} in {measured['name']} (N = {twin.n})"] if twin else []
+    said = f"Rolled, the deepest stack over the shallowest: {', '.join(flat)}. " if flat else ""
+    return said + (f"Unrolled over rolled: {', '.join(twins)}." if twins else "")
+
+
+def _run(results: Results) -> str:
+    said = [
+        f"{fact.ratio.median:.2f} in {measured['name']} (N = {fact.n})"
+        for measured in summary.ran(results)
+        if (fact := summary.compared(measured, "run_seconds"))
+    ]
+    return f"Rolled over unrolled, at the largest N at which both ran: {', '.join(said)}." if said else ""
+
+
+def _memory(results: Results) -> str:
+    said = []
+    for measured in summary.ran(results):
+        fact = summary.flat(measured, "temp_bytes", False)
+        if fact:
+            low, high = wording.size(fact.low), wording.size(fact.high)
+            count = low if fact.low == fact.high else f"{low} to {high}"
+            said.append(f"{count} in {measured['name']} for N = {fact.first} to {fact.last}")
+    return f"The rolled forward needs {', '.join(said)}." if said else ""
+
+
+def _row(results: Results, key: str, setting: Setting | None) -> list[Panel]:
+    return [_panel(measured, key, setting) for measured in summary.implementations(results)]
+
+
+def _panel(measured: Measured, key: str, setting: Setting | None) -> Panel:
+    looks = {"rolled": (drawing.ROLLED, "o"), "unrolled": (drawing.UNROLLED, "s")}
+    looks |= dict(zip(summary.alternatives(measured), cycle(drawing.OTHERS), strict=False))
+    lines = [
+        Line(form, gradient, _values(measured, key, form, gradient, setting), colour, marker)
+        for form, (colour, marker) in looks.items()
+        # The gradients of alternatives are in the tables: a panel with ten lines says nothing.
+        for gradient in (summary.PROGRAMS if form in summary.FORMS else (False,))
+    ]
+    if key == "run_seconds":
+        read = _values(measured, "read_seconds", "rolled", False, setting)
+        lines.append(Line("reading the weights once", False, read, drawing.MUTED, ""))
+    lines = [line for line in lines if line.values]
+    depths = sorted({n for line in lines for n in line.values})
+    quantity, kind = {
+        "compile_seconds": ("compile time", "seconds"),
+        "run_seconds": ("run time a layer", "seconds"),
+        "temp_bytes": ("temporary memory", "bytes"),
+    }.get(key, (f"{key}: {measured.get('units', {}).get(key, 'no unit given')}", "count"))
+    missing = ""
+    if measured.get("status") != "ok":
+        missing = str(measured.get("status"))
+    elif not lines:
+        silent = key == "temp_bytes" and summary.reports_no_memory(measured)
+        missing = "not reported by this framework" if silent else "not measured"
+    return Panel(
+        measured["name"],
+        ", ".join(f"{package} {version}" for package, version in list(measured.get("versions", {}).items())[:2]),
+        quantity,
+        kind,
+        f"N = {depths[0]} to {depths[-1]} layers · {setting}" if depths else "",
+        lines,
+        missing,
+    )
+
+
+def _values(measured: Measured, key: str, form: str, gradient: bool, setting: Setting | None) -> dict[int, Spread]:
+    found = summary.series(measured, key, form, gradient, setting)
+    samples = {n: value if isinstance(value, list) else [value] for n, value in summary.deep(found).items()}
+    if key in ("run_seconds", "read_seconds"):
+        samples = {n: [sample / n for sample in value] for n, value in samples.items()}
+    # A logarithmic axis has no zero.
+    return {n: summary.spread(value) for n, value in samples.items() if min(value) > 0}
+
+
+def _figure(name: str, title: str, caption: str, rows: Sequence[Sequence[Panel]]) -> Figure:
+    limits = [_limits(row) for row in rows]
+    legend = max(drawing.legend_height(panel) for row in rows for panel in row)
+    height, columns = drawing.HEIGHT + legend, len(rows[0])
+    whole, panels = drawing.canvas(drawing.WIDTH * columns, height * len(rows)), []
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            single = drawing.canvas(drawing.WIDTH, height)
+            drawing.draw(single, panel, limits[i][j], 0, 0, legend)
+            panels.append(drawing.svg(single, f"{name}-{i}-{j}", alternative_text(panel)))
+            drawing.draw(whole, panel, limits[i][j], j * drawing.WIDTH, (len(rows) - 1 - i) * height, legend)
+    alt = f"{title}. " + " ".join(alternative_text(panel) for row in rows for panel in row)
+    return Figure(title, caption.strip(), panels, columns, drawing.svg(whole, name, alt, standalone=True))
+
+
+def _limits(row: Sequence[Panel]) -> list[tuple[float, float]]:
+    """Vertical limits of the panels: the same where the unit is the same, else the same number of decades."""
+    values = [[value for line in panel.lines for value in line.values.values()] for panel in row]
+    ends = [(min(v.low for v in found), max(v.high for v in found)) if found else None for found in values]
+    known = [end for end in ends if end]
+    if not known:
+        return [(1.0, 10.0)] * len(row)
+    if row[0].kind == "count":
+        decades = max(math.log10(high / low) for low, high in known)
+        spans = [(end[0], end[0] * 10**decades) if end else (1.0, 10.0**decades) for end in ends]
+    else:
+        spans = [(min(low for low, _ in known), max(high for _, high in known))] * len(row)
+    padded = []
+    for low, high in spans:
+        high = max(high, low * 12)  # so that at least one power of ten is on the axis
+        space = (high / low) ** 0.07
+        padded.append((low / space, high * space))
+    return padded
+
+
+def alternative_text(panel: Panel) -> str:
+    """The panel in words: the ends of every line."""
+    if panel.missing:
+        return f"{panel.name}: {panel.quantity}: {panel.missing}."
+    said = []
+    for line in panel.lines:
+        ends = [
+            f"{drawing.say(line.values[n].median, panel.kind)} at N = {n}" for n in (min(line.values), max(line.values))
+        ]
+        said.append(f"{line.form}{', with gradient' if line.gradient else ''}: {', '.join(dict.fromkeys(ends))}")
+    return f"{panel.name} ({panel.versions}): {panel.quantity} against N ({panel.where}). {'; '.join(said)}."

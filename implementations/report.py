@@ -1,0 +1,265 @@
+"""The page: one self-contained HTML file, a pure function of the results.
+
+No script, no network: style and figures stand in the file, colours follow the reader's light or dark setting, tables
+scroll inside their own box on a narrow screen. What is missing is said, not hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from implementations import drawing, figures, summary, tables, wording
+from implementations.figures import Figure
+from implementations.summary import Measured, Results
+from implementations.tables import BAD, Table
+
+TITLE = "One layer stack, three frameworks, one size"
+
+STYLE = f"""
+:root {{ color-scheme: light dark; {drawing.LIGHT}; --wash: #f5f7f9; --bad: #b3261e; --good: #00805e; --link: #0067a5 }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ {drawing.DARK}; --wash: #1e2227; --bad: #ff8a80; --good: #3ccb9f; --link: #5cb8ee }}
+}}
+* {{ box-sizing: border-box }}
+body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 {drawing.FONTS} }}
+main {{ max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }}
+h1 {{ font-size: clamp(1.7rem, 4.5vw, 2.5rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 .75rem }}
+h2 {{ font-size: 1.3rem; letter-spacing: -.01em; margin: 3.5rem 0 .75rem; padding-top: 1rem }}
+h2, footer {{ border-top: 1px solid var(--grid) }}
+p, figcaption, li {{ max-width: 46rem }}
+a {{ color: var(--link) }}
+code, pre {{ font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }}
+.claim {{ font-size: clamp(1.05rem, 2.4vw, 1.25rem); line-height: 1.5; margin: 0 0 1.25rem }}
+.verdict {{ border-left: 4px solid var(--good); background: var(--wash); padding: .6rem 1rem; margin: 0 0 1.75rem }}
+.verdict.bad {{ border-color: var(--bad); color: inherit; font-weight: inherit }}
+.verdict ul {{ margin: .25rem 0; padding-left: 1.2rem; overflow-wrap: anywhere }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 1rem }}
+.card {{ border: 1px solid var(--grid); border-radius: 10px; padding: 1rem 1.15rem 1.1rem; overflow-wrap: anywhere }}
+.card h3 {{ font-size: 1rem; margin: 0 }}
+.card .versions, .note, figcaption, footer {{ color: var(--muted); font-size: .9rem }}
+.card dl {{ margin: .8rem 0 0; display: grid; gap: .7rem }}
+.card dt {{ font-size: 1.5rem; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums }}
+.card dt.rolled {{ color: var(--rolled) }}
+.card dt.unrolled {{ color: var(--unrolled) }}
+.card dd {{ margin: 0; color: var(--muted); font-size: .9rem; line-height: 1.4 }}
+.card pre {{ white-space: pre-wrap; margin: .5rem 0 0 }}
+figure {{ margin: 1rem 0 1.5rem }}
+.panels {{ display: grid; gap: .75rem 1rem; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)) }}
+.panels svg {{ display: block; width: 100%; height: auto; max-width: 480px; margin-top: 1rem }}
+.scroll {{ overflow-x: auto; width: fit-content; max-width: 100%; margin: .5rem 0 }}
+.scroll {{ border: 1px solid var(--grid); border-radius: 10px }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .3rem .8rem; text-align: left; vertical-align: top; white-space: nowrap }}
+thead th {{ color: var(--muted); font-weight: 500; vertical-align: bottom; border-bottom: 1px solid var(--grid) }}
+tbody th {{ font-weight: 600; white-space: pre-line }}
+tbody th[scope=rowgroup] {{ padding-top: .7rem }}
+td:first-child, tbody th[scope=row] {{ position: sticky; left: 0; background: var(--paper) }}
+tbody + tbody > tr:first-child > * {{ border-top: 1px solid var(--grid) }}
+.r {{ text-align: right }}
+.wrap td {{ white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12rem }}
+.bad {{ color: var(--bad); font-weight: 600 }}
+.no {{ color: var(--muted) }}
+.swatch {{ font-weight: 650 }}
+footer {{ margin-top: 3.5rem; padding-top: 1rem }}
+@media (max-width: 860px) {{
+  .panels {{ grid-template-columns: minmax(0, 1fr) }}
+  th, td {{ padding: .3rem .5rem }}
+  .matrix th[scope=row] {{ white-space: normal; min-width: 9rem }}
+}}
+"""
+
+
+def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
+    """The whole page; `drawn` are the figures of the same results, if they have been made already."""
+    shown = {table.name: table for table in tables.tables(results)}
+    drawn = figures.figures(results) if drawn is None else drawn
+
+    def section(name: str, *parts: str) -> str:
+        body = "".join(part for part in parts if part)
+        title = escape(shown[name].title) if name in shown else ""
+        return f'<section id="{name}"><h2>{title}</h2>{body}</section>\n' if body and title else ""
+
+    def table(name: str, heading: str = "") -> str:
+        return f"{heading}{_table(shown[name])}" if name in shown else ""
+
+    def figure(name: str) -> str:
+        return _figure(drawn[name]) if name in drawn else ""
+
+    body = (
+        f"<h1>{TITLE}</h1>\n"
+        f'<p class="note">{_summary_of_provenance(results)}</p>\n'
+        f'<p class="claim">{escape(claim(results))}</p>\n'
+        f"{_verdict(results)}\n"
+        f'<div class="cards">{"".join(_card(measured) for measured in summary.implementations(results))}</div>\n'
+        + section("provenance", table("provenance"))
+        + section("numerics", table("numerics"))
+        + section("sizes", figure("graph-size"), table("sizes"))
+        + section("compile", figure("compile-time"), table("compile"))
+        + section("run", figure("run-time"), table("run"))
+        + section("memory", figure("temporary-memory"), table("memory"))
+        + section("alternatives", table("alternatives"))
+        + section("recompiles", table("recompiles"))
+        + section("capabilities", table("capabilities"), _notes(results))
+        + f'<section id="limits"><h2>What is not measured</h2><ul>{_limits(results)}</ul></section>\n'
+    )
+    command = escape(str(results.get("provenance", {}).get("command", "python -m implementations")))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{TITLE}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}"
+        f"<footer>Made by <code>{command}</code>. The numbers behind this page: <code>results.json</code> beside it."
+        "</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def claim(results: Results) -> str:
+    """The headline in one sentence, as far as the data bear it out."""
+    flat = [(measured, summary.flat(measured, "compiled", False)) for measured in summary.ran(results)]
+    facts = [(measured, fact) for measured, fact in flat if fact and fact.low == fact.high]
+    if not facts:
+        return "No graph size was measured at two depths: nothing can be claimed here."
+    last, first = min(fact.last for _, fact in facts), max(fact.first for _, fact in facts)
+    names = _list([measured["name"] for measured, _ in facts])
+    said = f"{last:,} layers compile to exactly as many operations as {first} in {names}"
+    slower = [(m["name"], twin) for m, _ in facts if (twin := summary.compared(m, "compile_seconds"))]
+    if slower:
+        depths = {twin.n for _, twin in slower}
+        here = "" if len(depths) == 1 else ", {} layers"
+        ratios = [f"{wording.times(1 / twin.ratio.median)} ({name}{here.format(twin.n)})" for name, twin in slower]
+        at = f" {depths.pop()}" if len(depths) == 1 else ""
+        said += f"; as a Python loop, the same{at} layers take {_list(ratios)} as long to compile"
+    missing = [measured["name"] for measured, fact in flat if not fact or fact.low != fact.high]
+    return f"{said}." + (f" Not so, or not measured, in {_list(missing)}." if missing else "")
+
+
+def _list(items: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
+
+
+def _summary_of_provenance(results: Results) -> str:
+    packages = [
+        f"{key} {value}" for m in summary.ran(results) for key, value in list(m.get("versions", {}).items())[:1]
+    ]
+    known = results.get("provenance", {})
+    return escape(" · ".join([*packages, *(str(known[key]) for key in ("cpu", "date") if key in known)]))
+
+
+def _unit(measured: Measured) -> str:
+    return str(measured.get("units", {}).get("compiled", "operations"))
+
+
+def _verdict(results: Results) -> str:
+    found = summary.deviations(results)
+    if not found:
+        return f'<p class="verdict">Everything observed is as declared: {_observed(results)}.</p>'
+    items = "".join(f"<li>{escape(text)}</li>" for text in found)
+    return f'<div class="verdict bad">Not as declared:<ul>{items}</ul></div>'
+
+
+def _observed(results: Results) -> str:
+    ran = summary.ran(results)
+    counted = {
+        "comparisons with NumPy": sum(len(measured.get("numerics", ())) for measured in ran),
+        "programs measured": sum(len(measured.get("sizes", ())) for measured in ran),
+        "recompilation counts": sum(len(measured.get("recompiles", ())) for measured in ran),
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counted.items())
+
+
+def _card(measured: Measured) -> str:
+    name = f"<h3>{escape(measured['name'])}</h3>"
+    if measured.get("status") != "ok":
+        reason = escape(str(measured.get("reason", "")).strip())
+        install = f"<pre>{escape(measured['install'])}</pre>" if measured.get("install") else ""
+        status = escape(str(measured.get("status", "no status")))
+        return f'<div class="card">{name}<div class="versions">{status}</div><pre>{reason}</pre>{install}</div>'
+    versions = escape(", ".join(f"{key} {value}" for key, value in measured.get("versions", {}).items()))
+    facts = []
+    flat = summary.flat(measured, "compiled", False)
+    if flat:
+        count = f"{flat.low:,}" if flat.low == flat.high else f"{flat.low:,}–{flat.high:,}"
+        facts.append(("rolled", count, f"{_unit(measured)}, from {flat.first} layers to {flat.last:,}"))
+    compiled = summary.compared(measured, "compile_seconds")
+    if compiled:
+        gain = wording.times(1 / compiled.ratio.median)
+        facts.append(("unrolled", gain, f"compile time, unrolled against rolled, {compiled.n} layers"))
+    ran = summary.compared(measured, "run_seconds")
+    if ran:
+        facts.append(("", wording.times(ran.ratio.median), f"run time, rolled against unrolled, {ran.n} layers"))
+    worst = summary.worst(measured.get("numerics", ()))
+    if worst:
+        said = f"{wording.number(worst.get('ratio'))} of {worst.get('allowed', 0):g}"
+        facts.append(("", said, f"standard deviations allowed: worst error ({worst['quantity']}, {worst['dtype']})"))
+    items = "".join(f'<div><dt class="{kind}">{escape(dt)}</dt><dd>{escape(dd)}</dd></div>' for kind, dt, dd in facts)
+    return f'<div class="card">{name}<div class="versions">{versions}</div><dl>{items}</dl></div>'
+
+
+def _table(table: Table) -> str:
+    def cell(text: str, align: str) -> str:
+        kinds = ["r"] if align == "r" else []
+        kinds += (
+            ["bad"] if text.endswith(BAD) else ["no"] if text.startswith(("no [", "not run", "failed", "–")) else []
+        )
+        attribute = f' class="{" ".join(kinds)}"' if kinds else ""
+        return f"<td{attribute}>{escape(text)}</td>"
+
+    grouped = table.name not in ("provenance", "capabilities")  # else the first column names rows, not groups
+    head = ""
+    if any(table.columns):
+        cells = (
+            f'<th scope="col"{" class=r" if align == "r" else ""}>{escape(column).replace(chr(10), "<br>")}</th>'
+            for column, align in list(zip(table.columns, table.align, strict=True))[grouped:]
+        )
+        head = f"<thead><tr>{''.join(cells)}</tr></thead>"
+    body = ""
+    for name, group in groupby(table.rows, key=lambda row: row[0]):
+        title = f'<th scope="rowgroup" colspan="{len(table.columns) - 1}">{escape(name)}</th>'
+        body += f"<tbody><tr>{title}</tr>" if grouped else "<tbody>"
+        for row in group:
+            first = "" if grouped else f'<th scope="row">{escape(name)}</th>'
+            cells = (cell(text, align) for text, align in zip(row[1:], table.align[1:], strict=True))
+            body += f"<tr>{first}{''.join(cells)}</tr>"
+        body += "</tbody>"
+    kind = {"provenance": ' class="wrap"', "capabilities": ' class="matrix"'}.get(table.name, "")
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note and table.name != "capabilities" else ""
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
+    return f"{region}<table{kind}>{head}{body}</table></div>{note}"
+
+
+def _figure(figure: Figure) -> str:
+    legend = (
+        '<span class="swatch" style="color:var(--rolled)">Rolled</span> is the scan, '
+        '<span class="swatch" style="color:var(--unrolled)">unrolled</span> the Python loop.'
+    )
+    return (
+        f"<figure><figcaption>{escape(figure.caption)} {legend}</figcaption>"
+        f'<div class="panels" style="--columns:{figure.columns}">{"".join(figure.panels)}</div></figure>'
+    )
+
+
+def _notes(results: Results) -> str:
+    items = ""
+    for note in (results.get("capabilities") or {}).get("notes", ()):
+        link = escape(note.get("link", ""))
+        items += f"<li>{escape(note['text'])}" + (f' (<a href="{link}">upstream</a>)' if link else "") + "</li>"
+    return f'<ol class="note">{items}</ol>' if items else ""
+
+
+def _limits(results: Results) -> str:
+    said = [
+        "Other machines. Every number here is of the one machine named above; only the sizes carry over.",
+        "Whether a framework is faster than another. Ratios are to the twin in the same framework.",
+        "The first execution after compiling, and compiling from a warm cache: compile times are cold.",
+        "The memory of the compiler itself while it compiles.",
+    ]
+    devices = {str(measured.get("settings", {}).get("device", "")).lower() for measured in summary.ran(results)}
+    if devices == {"cpu"}:
+        said.insert(1, "Accelerators: this run was on the CPU.")
+    for measured in summary.implementations(results):
+        if measured.get("status") != "ok":
+            said.append(f"{measured['name']}: {measured.get('status', 'no status')}.")
+        elif summary.reports_no_memory(measured):
+            said.append(f"Temporary memory of {measured['name']}, which reports none.")
+    return "".join(f"<li>{escape(text)}</li>" for text in said)

@@ -1,0 +1,225 @@
+"""What the results say: series against N, medians and ratios, the laws of graph size, the verdict.
+
+Pure functions of the plain data that `compare` merges and `results.json` holds (its fields: `compare.merge`). Tables,
+figures and page take every number from here, so no two of them can disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from statistics import median, quantiles
+from typing import Any, NamedTuple
+
+from implementations.interface import LEVELS
+
+Results = Mapping[str, Any]
+Measured = Mapping[str, Any]  # one implementation's part of the results
+FORMS = ("rolled", "unrolled")
+PROGRAMS = {False: "forward", True: "gradient"}
+
+
+class Setting(NamedTuple):
+    d: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"d = {self.d}, {self.dtype}"
+
+
+class Spread(NamedTuple):
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+
+
+def implementations(results: Results) -> list[Measured]:
+    return list(results.get("implementations", ()))
+
+
+def ran(results: Results) -> list[Measured]:
+    return [measured for measured in implementations(results) if measured.get("status") == "ok"]
+
+
+def settings(results: Results, block: str) -> list[Setting]:
+    """The (d, dtype) that `block` ("sizes" or "times") was measured at, the most frequent first."""
+    counted = Counter(
+        Setting(record["d"], record["dtype"]) for measured in ran(results) for record in measured.get(block, ())
+    )
+    return [setting for setting, _ in counted.most_common()]
+
+
+def series(measured: Measured, key: str, form: str, gradient: bool, setting: Setting | None) -> dict[int, Any]:
+    """N -> value of `key`, in order of N; what was not measured is not there."""
+    block = "times" if key.endswith("_seconds") else "sizes"
+    found = {
+        record["N"]: record[key]
+        for record in measured.get(block, ())
+        if record["form"] == form
+        and bool(record.get("gradient")) == gradient
+        and (record["d"], record["dtype"]) == setting
+        and record.get(key) not in (None, [])
+    }
+    return dict(sorted(found.items()))
+
+
+def alternatives(measured: Measured) -> list[str]:
+    """The forms other than the rolled stack and its unrolled twin, in the order in which they were measured."""
+    records = [*measured.get("sizes", ()), *measured.get("times", ())]
+    return [form for form in dict.fromkeys(record["form"] for record in records) if form not in FORMS]
+
+
+def reports_no_memory(measured: Measured) -> bool:
+    sizes = measured.get("sizes", ())
+    return bool(sizes) and all(record.get("temp_bytes") is None for record in sizes)
+
+
+def deep(values: Mapping[int, Any]) -> dict[int, Any]:
+    """Those at N >= 2. Below, a compiler drops the loop: another program, which no law is about."""
+    return {n: value for n, value in values.items() if n >= 2}
+
+
+def growth(counts: Mapping[int, float]) -> float | None:
+    """What one layer adds, from the smallest to the largest N >= 2."""
+    counts = deep(counts)
+    if len(counts) < 2:
+        return None
+    low, high = min(counts), max(counts)
+    return float(counts[high] - counts[low]) / (high - low)
+
+
+def own_settings(measured: Measured, block: str) -> list[Setting]:
+    return settings({"implementations": [measured]}, block)
+
+
+class Flat(NamedTuple):
+    first: int  # the smallest N >= 2
+    last: int
+    low: int  # the smallest value, which is the largest where the size does not depend on N
+    high: int
+
+
+def flat(measured: Measured, key: str, gradient: bool) -> Flat | None:
+    """The range of a size of the rolled form over N, at the setting measured most; None with fewer than two N."""
+    setting = next(iter(own_settings(measured, "sizes")), None)
+    found = deep(series(measured, key, "rolled", gradient, setting))
+    return Flat(min(found), max(found), min(found.values()), max(found.values())) if len(found) > 1 else None
+
+
+class Growth(NamedTuple):
+    low: int  # the smallest N >= 2
+    high: int
+    ratio: float  # time at `high` / time at `low`
+
+
+def compile_growth(measured: Measured, form: str, gradient: bool, setting: Setting | None = None) -> Growth | None:
+    setting = setting or next(iter(own_settings(measured, "times")), None)
+    found = deep(series(measured, "compile_seconds", form, gradient, setting))
+    if len(found) < 2:
+        return None
+    low, high = min(found), max(found)
+    return Growth(low, high, spread(found[high]).median / spread(found[low]).median)
+
+
+class Compared(NamedTuple):
+    n: int
+    ratio: Spread  # rolled / unrolled
+
+
+def compared(measured: Measured, key: str, gradient: bool = False) -> Compared | None:
+    """Rolled against unrolled, at the largest N at which both were timed."""
+    setting = next(iter(own_settings(measured, "times")), None)
+    rolled, unrolled = (series(measured, key, form, gradient, setting) for form in FORMS)
+    n = max((n for n in rolled if n in unrolled), default=None)
+    return None if n is None else Compared(n, ratio(rolled[n], unrolled[n]))
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    if len(samples) < 2:
+        return Spread(samples[0], samples[0], samples[0])
+    low, middle, high = quantiles(samples, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
+    """Repetition by repetition where they were interleaved, so that what slows both down cancels."""
+    if len(numerator) == len(denominator):
+        return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
+    middle = median(denominator)
+    return spread([a / middle for a in numerator])
+
+
+def worst(numerics: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record nearest to (or furthest beyond) what is allowed, among those with a tolerance."""
+
+    def excess(record: Mapping[str, Any]) -> float:
+        ratio = record.get("ratio")
+        return math.inf if ratio is None else ratio / (record.get("allowed") or 1.0)
+
+    return max((record for record in numerics if not record.get("exact")), key=excess, default=None)
+
+
+def deviations(results: Results) -> list[str]:
+    """Everything observed that is not as declared, in words; an empty list is exit status 0."""
+    found = []
+    for measured in implementations(results):
+        name, status = measured["name"], measured.get("status")
+        if status == "failed":
+            found.append(f"{name}: failed: {str(measured.get('reason', '')).strip().rpartition(chr(10))[2]}")
+        elif status == "not run" and measured.get("asked_for"):
+            found.append(f"{name}: asked for by name and not run: {measured.get('reason', '')}")
+        elif status == "ok":
+            found += [f"{name}: {text}" for text in measured.get("problems", ())]
+            found += [f"{name}: {text}" for text in (*_numerics(measured), *_recompiles(measured), *_laws(measured))]
+    if not ran(results):
+        found.append("no implementation ran")
+    return found
+
+
+def _numerics(measured: Measured) -> list[str]:
+    return [
+        f"{record['quantity']} of case {record['case']} (N = {record['N']}, d = {record['d']}, {record['dtype']}): "
+        + ("not equal" if record.get("exact") else f"error {record.get('ratio')}, allowed {record.get('allowed')}")
+        for record in measured.get("numerics", ())
+        if not record.get("ok")
+    ]
+
+
+def _recompiles(measured: Measured) -> list[str]:
+    return [
+        f"{record['what']}: {record['programs']} programs, declared {record['declared']}"
+        for record in measured.get("recompiles", ())
+        if not record.get("ok")
+    ]
+
+
+def _laws(measured: Measured) -> list[str]:
+    """Rolled: exactly equal for all N >= 2, with a loop. Unrolled: the control, which must grow, without one."""
+    found = []
+    records = measured.get("sizes", ())
+    for setting in dict.fromkeys(Setting(record["d"], record["dtype"]) for record in records):
+        for gradient, program in PROGRAMS.items():
+            where = f"{program}, {setting}"
+            for level in LEVELS:
+                rolled = series(measured, level, "rolled", gradient, setting)
+                if len(set(deep(rolled).values())) > 1:
+                    found.append(f"rolled {level} size changes with N ({where}): {_pairs(rolled)}")
+                unrolled = series(measured, level, "unrolled", gradient, setting)
+                if any(unrolled[a] >= unrolled[b] for a, b in pairwise(unrolled)):
+                    found.append(f"unrolled {level} size does not grow with N ({where}): {_pairs(unrolled)}")
+            captured = series(measured, "captured", "unrolled", gradient, setting)
+            steps = {(captured[b] - captured[a]) / (b - a) for a, b in pairwise(captured) if a >= 2}
+            if len(steps) > 1:
+                found.append(f"unrolled captured size does not grow by a constant ({where}): {_pairs(captured)}")
+            for form, right in (("rolled", "at least one"), ("unrolled", "none")):
+                loops = series(measured, "loops", form, gradient, setting)
+                wrong = {n: count for n, count in deep(loops).items() if (count > 0) != (form == "rolled")}
+                if wrong:
+                    found.append(f"{form} loops: expected {right} ({where}): {_pairs(wrong)}")
+    return found
+
+
+def _pairs(counts: Mapping[int, Any]) -> str:
+    return ", ".join(f"N = {n}: {count}" for n, count in counts.items())

@@ -1,0 +1,58 @@
+"""Where arrays and programs enter and leave JAX."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+Apply = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def compile(apply: Apply) -> Apply:
+    """`jax.jit` of the whole function."""
+    return jax.jit(apply)
+
+
+def from_numpy(array: np.ndarray) -> jax.Array:
+    """An array of the same shape, dtype and bytes, in memory of its own.
+
+    Raises:
+        TypeError: "array: expected dtype float32, got float64; ..." where JAX would cast: x64 is not enabled.
+    """
+    result = jnp.array(array, copy=True)
+    if result.dtype != array.dtype:
+        advice = 'jax.config.update("jax_enable_x64", True) keeps it'
+        raise TypeError(f"array: expected dtype {result.dtype}, got {array.dtype}; {advice}")
+    return result
+
+
+def to_numpy(array: jax.Array) -> np.ndarray:
+    """The NumPy array of the same shape, dtype and bytes, in memory of its own."""
+    return np.array(array)
+
+
+def wait(value: Any) -> Any:
+    """Return `value` once every array in it has been computed."""
+    return jax.block_until_ready(value)
+
+
+def versions() -> dict[str, str]:
+    """Package name -> version."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+
+
+def settings() -> dict[str, str]:
+    """What numbers depend on."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "threads": str(os.cpu_count()),
+        "x64": str(jax.config.read("jax_enable_x64")),
+        "float32 matmul precision": "highest, in each layer",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }

@@ -1,0 +1,77 @@
+"""Graph size at three levels: what JAX captures, what it hands to XLA, what XLA makes of it.
+
+Everything that touches JAX's internals is here. A sub-program (the body of a scan) counts once, as often as it runs.
+Source: https://docs.jax.dev/en/latest/aot.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from jax_scan import stack
+from jax_scan.transforms import Apply, gradient
+
+UNITS = {"captured": "jaxpr equations", "lowered": "StableHLO ops", "compiled": "optimised HLO instructions"}
+
+
+def graph_size(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None) -> dict[str, int]:
+    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what its compiled program needs.
+
+    "loops" are those the compiler leaves; "temp_bytes" is memory by XLA's buffer assignment, beside arguments and results.
+    """
+    traced = _traced(apply, args, cotangent)
+    lowered = traced.lower()
+    compiled = lowered.compile()
+    hlo = compiled.as_text()
+    return {
+        "captured": _equations(traced.jaxpr.jaxpr),
+        "lowered": _assignments(lowered.as_text()),
+        "compiled": _assignments(hlo),
+        "loops": hlo.count(" while("),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None) -> float:
+    """Seconds to trace and compile from cold."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    _traced(apply, args, cotangent).lower().compile()
+    return time.perf_counter() - start
+
+
+def program_count() -> int:
+    """Programs compiled so far for `scan_apply_layers` called as it stands: one for each N, d and dtype."""
+    return stack._scan._cache_size()
+
+
+def _traced(apply: Callable[..., Any], args: tuple[jax.Array, ...], cotangent: jax.Array | None) -> Any:
+    if cotangent is not None:
+        apply, args = gradient(apply), (*args, cotangent)
+    # A function of its own each time, so that nothing traced before is found again.
+    return jax.jit(lambda *args: apply(*args)).trace(*args)
+
+
+def _equations(jaxpr: core.Jaxpr) -> int:
+    return len(jaxpr.eqns) + sum(_equations(sub) for eqn in jaxpr.eqns for sub in _subjaxprs(eqn.params.values()))
+
+
+def _subjaxprs(values: Any) -> list[core.Jaxpr]:
+    found = []
+    for value in values:
+        if isinstance(value, core.ClosedJaxpr):
+            found.append(value.jaxpr)
+        elif isinstance(value, core.Jaxpr):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _subjaxprs(value)
+    return found
+
+
+def _assignments(text: str) -> int:
+    return sum(" = " in line for line in text.splitlines())

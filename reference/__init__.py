@@ -1,0 +1,1 @@
+"""What is right: NumPy float64, no framework, no autodiff."""

@@ -1,0 +1,125 @@
+"""Seeded, named problems: the inputs that every implementation is run on.
+
+A case is only a case if a wrong stack fails it: `tests/test_cases.py` shows for each, in each dtype, that layers in
+another order, dropped, shared or transposed, and a detached carry, change the result by more than the bound allows.
+Inputs are rounded to the dtype first, and the oracle starts from the rounded ones. Five widths and few depths, because
+frameworks compile for each shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from reference.layers import Array
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class Case(NamedTuple):
+    name: str
+    weights: Array  # [N, d, d]
+    x: Array  # [d]
+    cotangent: Array  # [d], of y
+    exact: bool  # no correct implementation rounds anything here, forward or backward: results must be equal, by ==
+
+    @property
+    def inputs(self) -> tuple[Array, Array, Array]:
+        return self.weights, self.x, self.cotangent
+
+
+def case(name: str, dtype: str) -> Case:
+    """The problem `name`, one of NAMES, as NumPy arrays of `dtype`, one of DTYPES. The same numbers at each call."""
+    kind, N, d = _CASES[name]
+    rng = np.random.default_rng(list(name.encode()))
+    weights, x, cotangent = (array.astype(DTYPES[dtype]) for array in kind(rng, N, d))
+    return Case(name, weights, x, cotangent, exact=name in EXACT_NAMES)
+
+
+Problem: TypeAlias = tuple[Array, Array, Array]  # weights [N, d, d], x [d], cotangent [d], in float64
+
+
+def _orthogonal(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """Nothing grows, shrinks or is forgotten: an error in any layer arrives in full."""
+    return np.linalg.qr(rng.standard_normal((N, d, d)))[0], rng.standard_normal(d), rng.standard_normal(d)
+
+
+def _gaussian(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """Badly conditioned, the more so the deeper: at N = 1024 the bound in bfloat16 would be as large as y."""
+    return rng.standard_normal((N, d, d)) / np.sqrt(d), rng.standard_normal(d), rng.standard_normal(d)
+
+
+def _positive(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """All products of one sign, so partial sums are as large as they can be.
+
+    Such layers forget all of their input but its size, so a dropped one would hardly show: they double and halve.
+    """
+    gain = np.where(np.arange(N) % 2, 0.5, 2.0)
+    return gain[:, None, None] * rng.uniform(0, 2 / d, (N, d, d)), rng.uniform(size=d), rng.uniform(size=d)
+
+
+def _worked_example(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """Identity, then swap: [3, 4] -> [4, 3]. To be recognised: symmetric and commuting, it tells little apart."""
+    return np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]]), np.array([3, 4]), np.array([5, 6])
+
+
+def _permutation(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """The numbers 1 .. d are moved around: all differ, so every layer that moves one shows."""
+    numbers = np.arange(1, d + 1)  # products of two, in dweights, are at most d^2: 256 for d = 16
+    return np.eye(d)[_permutations(rng, N, d)], rng.permutation(numbers), rng.permutation(numbers)
+
+
+def _powers_of_two(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """Signed permutations scaled by powers of two: exponents of the carry walk between -30 and 30, of dweights +-98."""
+    to = np.arange(d)
+    exponents = rng.integers(-30, 31, (N + 1, d))  # [k] of what enters layer k
+    weights = np.zeros((N, d, d))
+    for k, source in enumerate(_permutations(rng, N, d)):
+        weights[k, to, source] = _signs(rng, d) * 2.0 ** (exponents[k + 1] - exponents[k, source])
+    return weights, _signs(rng, d) * 2.0 ** exponents[0], _signs(rng, d) * 2.0 ** rng.integers(-8, 9, d)
+
+
+def _small_integers(rng: np.random.Generator, N: int, d: int) -> Problem:
+    """Dense, and every number on the way, partial sums included, is an integer of at most 256."""
+    return rng.integers(-1, 2, (N, d, d)), rng.integers(-2, 3, d), rng.integers(-2, 3, d)
+
+
+def _permutations(rng: np.random.Generator, N: int, d: int) -> Array:
+    return rng.permuted(np.tile(np.arange(d), (N, 1)), axis=1)  # [N, d]
+
+
+def _signs(rng: np.random.Generator, d: int) -> Array:
+    return rng.choice([-1.0, 1.0], d)
+
+
+_Kind: TypeAlias = Callable[[np.random.Generator, int, int], Problem]
+_EXACT: dict[str, tuple[_Kind, int, int]] = {
+    "worked_example_2x2": (_worked_example, 2, 2),
+    "small_integers_3x7": (_small_integers, 3, 7),
+    "powers_of_two_64x16": (_powers_of_two, 64, 16),
+    "permutation_1001x16": (_permutation, 1001, 16),
+}
+_CASES: dict[str, tuple[_Kind, int, int]] = {
+    "orthogonal_3x7": (_orthogonal, 3, 7),
+    "orthogonal_12x33": (_orthogonal, 12, 33),
+    "orthogonal_8x256": (_orthogonal, 8, 256),
+    "orthogonal_1024x16": (_orthogonal, 1024, 16),
+    "gaussian_3x7": (_gaussian, 3, 7),
+    "gaussian_12x33": (_gaussian, 12, 33),
+    "gaussian_8x256": (_gaussian, 8, 256),
+    "gaussian_64x16": (_gaussian, 64, 16),
+    "positive_3x7": (_positive, 3, 7),
+    "positive_12x33": (_positive, 12, 33),
+    "positive_8x256": (_positive, 8, 256),
+    "positive_1024x16": (_positive, 1024, 16),
+    **_EXACT,
+}  # name (depth x width) -> kind, N, d
+NAMES = tuple(_CASES)
+EXACT_NAMES = tuple(_EXACT)

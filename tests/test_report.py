@@ -1,0 +1,513 @@
+"""The comparison as a program: tables, figures, page, files and exit status, on synthetic results."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from implementations import NAMES, capabilities, compare, figures, files, isolate, report, summary, tables
+
+DEPTHS, UNROLLED_DEPTHS = (2, 3, 8, 64, 512, 1024), (2, 3, 8, 64)
+QUANTITIES = ("y", "dweights", "dx")
+
+
+def measured(name: str) -> dict[str, Any]:
+    """What `implementations.measure` prints for an implementation that does everything right."""
+    sizes, times = [], []
+    for gradient in (False, True):
+        for form, depths in (("rolled", (0, 1, *DEPTHS)), ("unrolled", UNROLLED_DEPTHS), ("fori_loop", (2, 64))):
+            for n in depths:
+                rolled = form != "unrolled"
+                count = (9 if n < 2 else 38) if rolled else 10 * n + 2
+                at: dict[str, Any] = {"form": form, "N": n, "d": 64, "dtype": "float32", "gradient": gradient}
+                levels = {"captured": count, "lowered": count, "compiled": count}
+                sizes.append({**at, **levels, "loops": int(rolled and n > 1), "temp_bytes": 16_700})
+                seconds = {"compile_seconds": [0.1, 0.11, 0.12], "run_seconds": [1e-6 * (n + 1)] * 3}
+                times.append({**at, **seconds, "read_seconds": [5e-7 * (n + 1)] * 3 if rolled else []})
+    case_size = {"N": 1024, "d": 16}
+    return {
+        "name": name,
+        "status": "ok",
+        "versions": {f"framework of {name}": "1.2.3"},
+        "settings": {"device": "cpu", "threads": "2"},
+        "units": {"captured": "equations", "lowered": "operations", "compiled": f"instructions of {name}"},
+        "numerics": [
+            {
+                "case": case,
+                "dtype": dtype,
+                **case_size,
+                "quantity": q,
+                "ratio": ratio,
+                "allowed": 4.0,
+                "exact": exact,
+                "ok": True,
+            }
+            for case, ratio, exact in (("gaussian_deep", 1.25, False), ("permutations", 0.0, True))
+            for dtype in ("float32", "bfloat16")
+            for q in QUANTITIES
+        ],
+        "sizes": sizes,
+        "times": times,
+        "recompiles": [{"what": "N = 0, 1, 2, 3 called as it stands", "programs": 3, "declared": 3, "ok": True}],
+        "problems": [],
+        "seconds": 1.5,
+    }
+
+
+def results(*found: dict[str, Any]) -> dict[str, Any]:
+    known = {"date": "2026-01-02 03:04 UTC", "command": "python -m implementations", "cpu": "a processor, 2 cores"}
+    return compare.merge("default", known, list(found or [measured(name) for name in NAMES]), 12.3)
+
+
+@functools.cache  # two seconds
+def drawn() -> dict[str, figures.Figure]:
+    return figures.figures(results())
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page without its figures."""
+    return report.page(found, {})
+
+
+def printed(found: dict[str, Any], width: int = 100) -> str:
+    console = Console(width=width, file=(text := io.StringIO()), force_terminal=False)
+    for table in tables.tables(found):
+        console.print(tables.renderable(table))
+    return text.getvalue()
+
+
+class Page(HTMLParser):
+    """Notes every element, and that each is closed in the order of opening."""
+
+    VOID = ("meta", "br", "link", "img", "input", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+# The page
+
+
+def test_page_is_well_formed_and_holds_everything() -> None:
+    text = report.page(results(), drawn())
+    parsed = Page(text)
+    assert parsed.open == []
+    for name in (*NAMES, *(f"framework of {name}" for name in NAMES), *capabilities.TABLE):
+        assert name.replace("'", "&#x27;") in text
+    for figure in (figure for name, figure in drawn().items() if name != "overview"):
+        assert len(figure.panels) % len(NAMES) == 0
+        assert all(panel in text for panel in figure.panels)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_figure_has_an_alternative_text_with_its_numbers() -> None:
+    text = report.page(results(), drawn())
+    labels = [attributes for tag, attributes in Page(text).elements if tag == "svg"]
+    assert labels
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in labels)
+    label = next(str(svg["aria-label"]) for svg in labels if "compiled" in str(svg["aria-label"]))
+    assert "rolled: 38 at N = 2, 38 at N = 1024" in label
+    assert "unrolled: 22 at N = 2, 642 at N = 64" in label
+    assert all(part in label for part in ("jax_scan", "1.2.3", "d = 64", "float32", "instructions of jax_scan"))
+
+
+def test_page_loads_nothing() -> None:
+    parsed = Page(text := report.page(results(), drawn()))
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in parsed.elements}
+    for tag, attributes in parsed.elements:
+        assert "src" not in attributes
+        assert "srcset" not in attributes
+        reference = attributes.get("href") or attributes.get("xlink:href") or ""
+        assert tag == "a" or not reference or reference.startswith("#")
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_page_follows_the_theme_and_the_width() -> None:
+    text = report.page(results(), drawn())
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    assert "#00000" not in text.replace("#000000", "")  # every colour that was drawn has become a variable
+    for figure in drawn().values():
+        assert "prefers-color-scheme:dark" in figure.svg  # a file has no page around it
+        assert figure.svg.startswith("<svg ")
+
+
+def test_headline_is_computed() -> None:
+    found = results()
+    assert report.claim(found).startswith("1,024 layers compile to exactly as many operations as 2 in jax_scan, ")
+    changed = copy.deepcopy(found)
+    changed["implementations"][0]["sizes"][7]["compiled"] += 1
+    assert "Not so, or not measured, in jax_scan." in report.claim(changed)
+    assert "jax_scan," not in report.claim(changed).partition(";")[0]
+
+
+def test_same_results_same_page_and_captions_are_computed() -> None:
+    assert figures.figures(results())["compile-time"] == drawn()["compile-time"]
+    assert "Every rolled line is flat" in drawn()["graph-size"].caption
+    changed = results()
+    changed["implementations"][0]["sizes"][7]["compiled"] += 1
+    assert "Not every rolled line is flat: jax_scan." in figures.figures(changed)["graph-size"].caption
+
+
+# Missing data
+
+
+@pytest.mark.parametrize("key", ["captured", "lowered", "compiled", "loops", "temp_bytes"])
+def test_null_sizes_break_nothing(key: str) -> None:
+    found = results()
+    for size in found["implementations"][1]["sizes"]:
+        size[key] = None
+    assert Page(page(found)).open == []
+    assert summary.deviations(found) == []
+    if key == "temp_bytes":
+        assert "Not reported by torch_compile." in printed(found)
+
+
+@pytest.mark.parametrize(
+    "block", ["numerics", "sizes", "times", "recompiles", "versions", "settings", "units", "problems"]
+)
+def test_a_missing_block_breaks_nothing(block: str) -> None:
+    found = results()
+    del found["implementations"][1][block]
+    assert Page(page(found)).open == []
+    assert "torch_compile" in printed(found)
+
+
+def test_figures_say_what_is_missing() -> None:
+    bare = {"name": "jax_scan", "status": "ok"}
+    silent = measured("torch_compile")
+    for size in silent["sizes"]:
+        size["temp_bytes"] = None
+    found = figures.figures(results(bare, silent, {"name": "tf_while", "status": "failed", "reason": "it crashed"}))
+    said = [
+        re.findall(r">(not measured|not reported by this framework|failed)<", svg)
+        for svg in found["temporary-memory"].panels
+    ]
+    assert said == [["not measured"], ["not reported by this framework"], ["failed"]]
+    assert "tf_while: compile time: failed." in found["compile-time"].panels[2]
+
+
+def test_quick_results_without_gradients_have_no_empty_columns() -> None:
+    found = results()
+    for one in found["implementations"]:
+        for block in ("sizes", "times"):
+            one[block] = [record for record in one[block] if not record["gradient"]]
+    shown = {table.name: table for table in tables.tables(found)}
+    for name in ("sizes", "compile", "run", "memory"):
+        assert not any("gradient" in column for column in shown[name].columns)
+
+
+@pytest.mark.parametrize("status", ["failed", "not run"])
+def test_a_lost_implementation_costs_its_own_column_only(status: str) -> None:
+    lost = {"name": "torch_compile", "status": status, "reason": "the reason of it", "install": "pip install torch"}
+    found = results(measured("jax_scan"), lost, measured("tf_while"))
+    for shown in (page(found), printed(found)):
+        assert "the reason of it" in shown
+        assert "pip install torch" in shown
+    whole = {table.name: table for table in tables.tables(results())}
+    for table in tables.tables(found):
+        if table.name not in ("provenance", "numerics", "capabilities"):
+            assert table.rows == [row for row in whole[table.name].rows if row[0] != "torch_compile"]
+    matrix = next(table for table in tables.tables(found) if table.name == "capabilities")
+    assert {row[2] for row in matrix.rows} == {status}
+    assert {row[1] for row in matrix.rows} >= {"yes"}
+    assert bool(summary.deviations(found)) == (status == "failed")
+
+
+def test_nothing_ran() -> None:
+    found = results({"name": "jax_scan", "status": "not run", "reason": "no jax"})
+    assert "nothing can be claimed" in report.page(found)  # without figures of nothing
+    assert summary.deviations(found) == ["no implementation ran"]
+
+
+# The terminal
+
+
+@pytest.mark.parametrize("width", [100, 60])
+def test_tables_fit_and_cut_nothing(width: int) -> None:
+    found = results()
+    found["implementations"][0]["units"]["compiled"] = "optimised HLO instructions of the whole module"
+    found["provenance"]["environment"] = "XLA_FLAGS=" + "--a_flag_that_is_very_long=true " * 8
+    text = printed(found, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for table in tables.tables(found) if width == 100 else ():
+        for row in table.rows:
+            for word in (word for cell in row for word in cell.split() if len(word) < 8):
+                assert word in text
+
+
+def test_provenance_stands_before_any_number() -> None:
+    assert tables.tables(results())[0].name == "provenance"
+    assert printed(results()).index("a processor, 2 cores") < printed(results()).index("1.25")
+
+
+def test_what_is_not_as_declared_is_marked_in_the_tables() -> None:
+    found = results()
+    found["implementations"][0]["numerics"][0].update(ratio=7.5, ok=False)
+    found["implementations"][1]["sizes"][7]["lowered"] = 39
+    text = printed(found)
+    assert f"7.50 {tables.BAD}" in text
+    assert f"38–39 {tables.BAD}" in text
+
+
+# The verdict and the exit status
+
+
+def spoil(block: str, index: int, **change: Any) -> dict[str, Any]:
+    found = results()
+    found["implementations"][0][block][index].update(change)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (spoil("numerics", 0, ratio=7.5, ok=False), "jax_scan: y of case gaussian_deep .* error 7.5, allowed 4"),
+        (spoil("numerics", 0, ratio=None, ok=False), "jax_scan: y of case gaussian_deep .* error None"),
+        (spoil("numerics", -1, ok=False), "jax_scan: dx of case permutations .* not equal"),
+        (spoil("recompiles", 0, programs=6, ok=False), "jax_scan: N = 0, 1, 2, 3 .*: 6 programs, declared 3"),
+        (spoil("sizes", 7, compiled=39), "jax_scan: rolled compiled size changes with N"),
+        (spoil("sizes", 7, loops=0), "jax_scan: rolled loops: expected at least one"),
+        (spoil("sizes", 8, loops=1), "jax_scan: unrolled loops: expected none"),
+        (spoil("sizes", 11, compiled=22), "jax_scan: unrolled compiled size does not grow"),
+        (spoil("sizes", 11, captured=700), "jax_scan: unrolled captured size does not grow by a constant"),
+    ],
+)
+def test_each_deviation_is_found_and_said(found: dict[str, Any], words: str) -> None:
+    said = summary.deviations(found)
+    assert len(said) == 1
+    assert re.match(words, said[0])
+    assert "Not as declared" in page(found)
+
+
+def test_smaller_programs_below_two_layers_are_no_deviation() -> None:
+    assert summary.deviations(results()) == []
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`python -m implementations ARGUMENTS` with `found` in place of the measuring processes."""
+
+    def main(arguments: list[str], found: Any = measured, draw: Any = lambda _: {}) -> tuple[int, Path]:
+        monkeypatch.setattr(isolate, "measure", lambda name, *_: found(name))
+        monkeypatch.setattr(figures, "figures", draw)
+        return compare.main([*arguments, "--out", str(tmp_path / "report")]), tmp_path / "report"
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield main
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_run_writes_page_data_and_figures(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    status, folder = run([], draw=lambda _: drawn())
+    assert status == 0
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert found["schema_version"] == 1
+    assert [one["name"] for one in found["implementations"]] == list(NAMES)
+    assert report.page(found, drawn()) == (folder / "index.html").read_text(encoding="utf-8")
+    assert {path.stem for path in (folder / "figures").iterdir()} == set(drawn())
+    assert not list(folder.rglob("*.tmp"))
+    assert "Everything observed is as declared." in capsys.readouterr().out
+
+
+def missing(name: str) -> dict[str, Any]:
+    return {"name": name, "status": "not run", "reason": "not installed"} if name == "tf_while" else measured(name)
+
+
+def test_exit_status_of_a_missing_framework(run: Any) -> None:
+    assert run([], missing)[0] == 0
+    assert run(["--implementations", "jax_scan"], missing)[0] == 0
+    assert run(["--implementations", "jax_scan,tf_while"], missing)[0] == 1
+    assert run(["--implementations", "jax_scan", "--implementations", "tf_while"], missing)[0] == 1
+    assert run([], lambda name: {"name": name, "status": "not run", "reason": "not installed"})[0] == 1
+
+
+def test_exit_status_of_a_crash_and_of_a_problem(run: Any) -> None:
+    assert run([], lambda name: {"name": name, "status": "failed", "reason": "it crashed"})[0] == 1
+    assert run([], lambda name: measured(name) | {"problems": ["something odd"]})[0] == 1
+
+
+def test_numbers_that_json_has_not_become_null(run: Any) -> None:
+    def infinite(name: str) -> dict[str, Any]:
+        found = measured(name)
+        found["numerics"][0].update(ratio=float("inf"), ok=False)
+        return found
+
+    status, folder = run([], infinite)
+    assert status == 1
+    assert "Infinity" not in (folder / "results.json").read_text(encoding="utf-8")
+    assert "not finite" in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_interrupted_run_leaves_what_was_there(run: Any) -> None:
+    def interrupted(name: str) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    _, folder = run([])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, _ = run([], interrupted)
+    assert status == 130
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--implementations", "keras"], ["--implementations", ","], ["--depths", "2,x"], ["--quick", "--full"]],
+)
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+# Files
+
+
+def test_replace_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "page.html"
+    files.replace(path, "old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    with pytest.raises(UnicodeEncodeError):
+        files.replace(path, "half \ud800")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    files.replace(path, "new")
+    assert path.read_text(encoding="utf-8") == "new"
+
+
+# The measuring process
+
+
+def child(script: str, timeout: float = 30.0) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:
+    told: list[tuple[int, int, str]] = []
+    head = "import json, os, subprocess, sys, time\n"
+    result = isolate.run("jax_scan", [sys.executable, "-c", head + script], timeout, lambda *said: told.append(said))
+    return result, told
+
+
+def say(**event: Any) -> str:
+    return f"print({json.dumps(event)!r}, flush=True)\n"
+
+
+OK = say(event="result", result={"name": "jax_scan", "status": "ok", "problems": []})
+
+
+def test_child_result_and_progress_among_other_output() -> None:
+    noise = "print('a framework says hello'); print('{}'); print('[1]'); print('17', file=sys.stderr)\n"
+    result, told = child(noise + say(event="progress", done=1, total=3, what="rolled N=64") + OK)
+    assert result == {"name": "jax_scan", "status": "ok", "problems": []}
+    assert told == [(1, 3, "rolled N=64"), (3, 3, "ok")]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("raise ValueError('the words of it')", "ValueError: the words of it\nexit status 1"),
+        ("sys.exit(0)", "exit status 0, no result"),
+        ("os.kill(os.getpid(), 9)", "exit status -9, no result"),
+        (say(event="result", result={"name": "tf_while", "status": "ok"}), "no result"),
+    ],
+)
+def test_child_failure_becomes_a_reason(script: str, words: str) -> None:
+    result, _ = child(script)
+    assert result["status"] == "failed"
+    assert words in result["reason"]
+
+
+def test_child_crash_after_its_result_is_a_problem() -> None:
+    result, _ = child(OK + "os.kill(os.getpid(), 11)")
+    assert result["problems"] == ["ended by signal SIGSEGV after its result"]
+
+
+def test_child_that_hangs_is_given_up_with_all_that_it_started(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    grandchild = f"import time\nwhile True: open({str(alive)!r}, 'w').write(str(time.time())); time.sleep(0.05)"
+    result, _ = child(f"subprocess.Popen([sys.executable, '-c', {grandchild!r}]); time.sleep(60)", timeout=1.0)
+    assert result["reason"].endswith("given up after 1 s")
+    time.sleep(0.2)
+    last = alive.read_text()
+    time.sleep(0.3)
+    assert alive.read_text() == last
+
+
+# Capabilities
+
+
+def test_capabilities_name_every_implementation_and_import_none() -> None:
+    for capability, states in capabilities.TABLE.items():
+        assert len(states) == len(NAMES)
+        for name, state in zip(NAMES, states, strict=True):
+            assert capabilities.declared(capability, name) is state
+            if isinstance(state, capabilities.No):
+                assert state.reason
+                assert state.checked
+                assert state.link.startswith("https://")
+                assert re.fullmatch(r"\w+(\.\w+)+", state.raises)
+    code = (
+        "import sys, implementations.__main__; sys.exit(any(n in sys.modules for n in ('jax', 'torch', 'tensorflow')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=isolate.ROOT, check=False).returncode == 0
+
+
+def test_every_note_of_the_matrix_is_referred_to() -> None:
+    matrix = capabilities.matrix()
+    used = set(re.findall(r"\[(\d+)\]", " ".join(cell for row in matrix["rows"] for cell in row["states"])))
+    assert used == {str(number) for number in range(1, len(matrix["notes"]) + 1)}
+    cells = {cell.partition(" [")[0] for row in matrix["rows"] for cell in row["states"]}
+    assert cells <= {"yes", "yes*", "no", "n/a"}
+
+
+def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{capabilities.BEGIN}\nold\n{capabilities.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(capabilities, "README", path)
+    assert capabilities.main(["--check"]) == 1
+    assert "old" in path.read_text(encoding="utf-8")
+    assert capabilities.main([]) == 0
+    assert capabilities.main(["--check"]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert capabilities.matrix_markdown() in text
+    with pytest.raises(ValueError, match="expected a block between"):
+        capabilities.rewritten("no markers")

@@ -1,0 +1,37 @@
+"""What TensorFlow users write today instead of an own loop under XLA, measured beside it.
+
+Each entry is (apply, compiler): how such a program is written, and how it is compiled.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_while.edges import compile
+from tf_while.layers import dense
+from tf_while.stack import scan_apply_layers
+
+
+def graph_mode(apply):
+    """`tf.function` without XLA: any N in one graph, and one kernel launch for each operation."""
+    return tf.function(apply, autograph=False)
+
+
+def autograph_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """A Python `for` over a tensor, which AutoGraph turns into a while loop."""
+    y = x
+    for w in weights:
+        y, _ = dense(y, w)
+    return y
+
+
+def foldl(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """`tf.foldl`: a while loop over TensorArrays."""
+    return tf.foldl(lambda y, w: dense(y, w)[0], weights, initializer=x)
+
+
+ALTERNATIVES = {
+    "graph mode": (scan_apply_layers, graph_mode),
+    "AutoGraph loop": (tf.autograph.to_graph(autograph_loop), compile),
+    "tf.foldl": (foldl, compile),
+}

@@ -1,0 +1,70 @@
+"""Graph size at three levels: what TensorFlow captures, what it hands to XLA, what XLA makes of it.
+
+Everything that touches TensorFlow's internals is here. A function of the library (the body of a while loop) counts
+once, as often as it runs.
+Source: https://www.tensorflow.org/xla (experimental_get_compiler_ir)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.xla.service import hlo_pb2
+
+from tf_while import stack
+from tf_while.transforms import Apply, gradient
+
+UNITS = {
+    "captured": "GraphDef nodes",
+    "lowered": "HLO instructions before optimisation",
+    "compiled": "optimised HLO instructions",
+}
+
+
+def graph_size(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None) -> dict[str, int]:
+    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what its compiled program needs.
+
+    "loops" are those the compiler leaves; "temp_bytes" is memory by XLA's buffer assignment, beside arguments and results.
+    """
+    program, args = _program(apply, args, cotangent)
+    graph = program.get_concrete_function(*args).graph.as_graph_def()
+    ir = program.experimental_get_compiler_ir(*args)
+    hlo = ir(stage="optimized_hlo")
+    return {
+        "captured": len(graph.node) + sum(len(function.node_def) for function in graph.library.function),
+        "lowered": _assignments(ir(stage="hlo")),
+        "compiled": _assignments(hlo),
+        "loops": hlo.count(" while("),
+        "temp_bytes": _temp_bytes(ir(stage="optimized_hlo_proto_serialized")),
+    }
+
+
+def compile_seconds(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None) -> float:
+    """Seconds to trace and compile from cold."""
+    start = time.perf_counter()
+    program, args = _program(apply, args, cotangent)
+    program.experimental_get_compiler_ir(*args)(stage="optimized_hlo")
+    return time.perf_counter() - start
+
+
+def program_count() -> int:
+    """Graphs traced so far for `scan_apply_layers` called as it stands: one for each d and dtype."""
+    return sum(program.experimental_get_tracing_count() for program in stack._PROGRAMS.values())
+
+
+def _program(apply: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> tuple[Any, tuple[Any, ...]]:
+    if cotangent is not None:
+        apply, args = gradient(apply), (*args, cotangent)
+    return tf.function(apply, jit_compile=True, autograph=False), args
+
+
+def _assignments(text: str) -> int:
+    return sum(" = " in line for line in text.splitlines())
+
+
+def _temp_bytes(serialized: bytes) -> int:
+    buffers = hlo_pb2.HloProto.FromString(serialized).buffer_assignment.buffer_allocations
+    return sum(b.size for b in buffers if not (b.is_entry_computation_parameter or b.maybe_live_out or b.is_constant))
