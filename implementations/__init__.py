@@ -27,7 +27,7 @@ def load(name: str) -> Implementation:
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == REQUIRES[name]:
             raise ModuleNotFoundError(
-                f"{name} needs {REQUIRES[name]}, which is not installed: pip install -c constraints.txt {REQUIRES[name]}",
+                f"{name} needs {REQUIRES[name]}: pip install --constraint constraints.txt {REQUIRES[name]}",
                 name=error.name,
             ) from error
         raise

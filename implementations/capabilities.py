@@ -40,27 +40,20 @@ class NotApplicable(NamedTuple):
 
 State: TypeAlias = Yes | No | NotApplicable
 
-JAX, TORCH, TF = "jax 0.10.2", "torch 2.13.0", "tensorflow 2.21.0"
-JAX_ISSUES = "https://github.com/jax-ml/jax/issues/"
+TORCH, TF = "torch 2.13.0", "tensorflow 2.21.0"
 TORCH_ISSUES = "https://github.com/pytorch/pytorch/issues/"
-TF_ISSUES = "https://github.com/tensorflow/tensorflow/issues/"
 TF_FORWARD = "https://www.tensorflow.org/api_docs/python/tf/autodiff/ForwardAccumulator"
-ASSERTION = "builtins.AssertionError"
 
-JAX_STATIC = No("shapes are static: a program for each N, all of one size", f"{JAX_ISSUES}2521", ASSERTION, JAX)
+JAX_STATIC = NotApplicable("jax_scan: shapes are static: one program for each N, all of one size")
 TORCH_INSIDE = No(
-    "torch.autograd.grad inside torch.compile", f"{TORCH_ISSUES}133230", "torch._dynamo.exc.Unsupported", TORCH
-)
-TORCH_FORWARD = No(
-    "a compiled program cannot be entered with forward-mode tangents",
-    f"{TORCH_ISSUES}139756",
-    "builtins.NotImplementedError",
+    "torch.func.grad inside torch.compile around an autograd.Function; loss.backward() on a compiled loss works",
+    f"{TORCH_ISSUES}174067",
+    "builtins.AssertionError",
     TORCH,
 )
-TORCH_LOOP = Yes("the second derivative runs layer by layer: right, but of size N", f"{TORCH_ISSUES}91469")
-TF_STATIC = Yes("under XLA only where N is static", f"{TF_ISSUES}109648")
-TF_NOT_XLA = Yes("not under XLA", f"{TF_ISSUES}76891")
-TF_INSIDE = Yes("with the accumulator inside a tf.function; around one it raises a TypeError", TF_FORWARD)
+TORCH_LOOP = Yes("runs layer by layer: right to any order, but of size N", f"{TORCH_ISSUES}91469")
+TF_STATIC = Yes("under XLA only where N is static")
+TF_INSIDE = Yes("inside a tf.function; around the stack called as it stands it can raise a TypeError", TF_FORWARD)
 TF_FORWARD_REVERSE = No(
     "an accumulator cannot pass through the list of carries that a gradient keeps", TF_FORWARD, "builtins.TypeError", TF
 )
@@ -70,21 +63,21 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "forward": (Yes(), Yes(), Yes()),
     "N = 0": (Yes(), Yes(), TF_STATIC),
     "N = 1": (Yes(), Yes(), Yes()),
-    "float64": (Yes("with jax_enable_x64; without it JAX makes float32 of it"), Yes(), Yes()),
+    "float64": (Yes("with jax_enable_x64; without it from_numpy refuses float64"), Yes(), Yes()),
     "bfloat16": (Yes(), Yes(), Yes()),
-    "reverse mode from outside": (Yes(), Yes(), Yes()),
-    "reverse mode inside the user's compiled function": (Yes(), TORCH_INSIDE, Yes()),
     "one program for all N": (
         JAX_STATIC,
         Yes("for N >= 2, a dtype and a grad mode; N = 0 and N = 1 have their own"),
         Yes("in graph mode; under XLA one for each N, all of one size"),
     ),
-    "called inside the user's compiled function": (Yes(), Yes(), Yes()),
-    "second order from outside (reverse over reverse)": (Yes(), TORCH_LOOP, Yes()),
-    "batching from outside (the framework's vmap)": (Yes(), Yes(), TF_NOT_XLA),
-    "forward mode from outside": (Yes(), TORCH_FORWARD, TF_INSIDE),
-    "forward over reverse from outside": (Yes(), TORCH_FORWARD, TF_FORWARD_REVERSE),
     "temporary memory reported": (Yes(), Yes("by the profiler, over one call; not by the compiler"), Yes()),
+    "called inside the user's compiled function": (Yes(), Yes(), Yes()),
+    "gradient inside the user's compiled function": (Yes(), TORCH_INSIDE, Yes()),
+    "reverse mode from outside": (Yes(), Yes(), Yes()),
+    "batching from outside (the framework's vmap)": (Yes(), Yes(), Yes()),
+    "forward mode from outside": (Yes(), TORCH_LOOP, TF_INSIDE),
+    "second order from outside, reverse over reverse": (Yes(), TORCH_LOOP, Yes()),
+    "second order from outside, forward over reverse": (Yes(), TORCH_LOOP, TF_FORWARD_REVERSE),
 }
 
 

@@ -127,11 +127,12 @@ def _panel(measured: Measured, key: str, setting: Setting | None) -> Panel:
         lines.append(Line("reading the weights once", False, read, drawing.MUTED, ""))
     lines = [line for line in lines if line.values]
     depths = sorted({n for line in lines for n in line.values})
+    unit = measured.get("units", {}).get(key)
     quantity, kind = {
         "compile_seconds": ("compile time", "seconds"),
         "run_seconds": ("run time a layer", "seconds"),
         "temp_bytes": ("temporary memory", "bytes"),
-    }.get(key, (f"{key}: {measured.get('units', {}).get(key, 'no unit given')}", "count"))
+    }.get(key, (f"{key}: {unit}" if unit else key, "count"))
     missing = ""
     if measured.get("status") != "ok":
         missing = str(measured.get("status"))

@@ -1,7 +1,7 @@
 """One implementation, measured in a process of its own: python -m implementations.measure NAME [--mode ...].
 
 Prints one JSON object a line: {"event": "progress", ...} while it works, {"event": "result", ...} at the end. Nothing
-here asserts a time. What is observed and not as declared is listed under "problems".
+here judges: `implementations/summary.py` does. A framework that is not installed is a result too, "not run".
 """
 
 from __future__ import annotations
@@ -11,40 +11,43 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import load
+from implementations import REQUIRES, load
 from implementations.environment import pin
-from implementations.interface import LEVELS, Implementation
-from reference.cases import EXACT_NAMES, NAMES, case
+from implementations.interface import Implementation
+from reference.cases import DTYPES, NAMES, case
 from reference.error_bound import MAX_RATIO, sharp_sd, worst_ratio
 from reference.stack import oracle
 
 D = 64  # width of the sized and timed stacks: from 1000 elements a stacked array is never taken for a constant
 DEPTHS = (2, 4, 16, 64, 256, 1024)
 RECOMPILE_DEPTHS = (0, 1, 2, 3, 8, 64)
-# Programs for RECOMPILE_DEPTHS, called as it stands: JAX one a depth, torch one for 0, for 1 and for all others, TF one.
+# Programs for RECOMPILE_DEPTHS: JAX one a depth; torch one for 0, one for 1 and one for all others; TF one.
 PROGRAMS = {"jax_scan": 6, "torch_compile": 3, "tf_while": 1}
 
 
 class Mode(NamedTuple):
-    depths: tuple[int, ...]
-    dtypes: tuple[str, ...]
-    cases: tuple[str, ...]
+    rolled: tuple[int, ...]  # depths N
+    unrolled: tuple[int, ...]
+    alternatives: tuple[int, ...]
+    cases: dict[str, tuple[str, ...]]  # dtype -> names
     gradients: bool
     patience: float  # a form is not tried deeper once it compiles this many times longer than the rolled one
-    compilations: int  # timed ones, for each program
-    run_seconds: float  # spent on run time, for each depth
+    compilations: int  # timed ones for each program
+    run_seconds: float  # spent on run time at each depth
 
 
 FEW = ("worked_example_2x2", "orthogonal_3x7", "orthogonal_1024x16", "permutation_1001x16")
-ALL = ("float32", "float64", "bfloat16")
 MODES = {
-    "quick": Mode((4, 64, 1024), ("float32",), FEW, False, 2.0, 1, 0.3),
-    "default": Mode((4, 16, 64, 256, 1024), ALL, NAMES, True, 3.0, 3, 0.5),
-    "full": Mode(DEPTHS, ALL, NAMES, True, 50.0, 3, 2.0),
+    "quick": Mode((4, 64, 1024), (4, 16), (), {"float32": FEW}, False, 2, 1, 0.3),
+    "default": Mode(
+        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, 2.5, 3, 0.5
+    ),
+    "full": Mode(DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, 40, 3, 2.0),
 }
 
 
@@ -52,12 +55,8 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     """Everything about one implementation, as plain data."""
     start = time.perf_counter()
     implementation = load(name)
-    forms = {
-        "rolled": (implementation.scan_apply_layers, implementation.compile),
-        "unrolled": (implementation.unroll_apply_layers, implementation.compile),
-        **implementation.ALTERNATIVES,
-    }
-    total = len(mode.dtypes) * len(mode.cases) + len(mode.depths) * len(forms) * (1 + mode.gradients) + 1
+    groups = [(gradient, N) for gradient in (False, True)[: 1 + mode.gradients] for N in depths(mode)]
+    total = 1 + sum(map(len, mode.cases.values())) + sum(len(forms(implementation, mode, *group)) for group in groups)
     done = 0
 
     def step(what: str) -> None:
@@ -68,8 +67,13 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     step("programs compiled")
     programs = count_programs(implementation)  # first: nothing else has been compiled yet
     numerics = list(check_numerics(implementation, mode, step))
-    sizes, times = measure_forms(implementation, forms, mode, step)
-    result = {
+    sizes: list[dict[str, Any]] = []
+    times: list[dict[str, Any]] = []
+    given_up: set[tuple[bool, str]] = set()
+    implementation.compile_seconds(implementation.scan_apply_layers, *problem(implementation, 4)[:2])  # warm up
+    for gradient, N in groups:
+        measure_depth(implementation, mode, gradient, N, given_up, sizes, times, step)
+    return {
         "name": name,
         "status": "ok",
         "versions": implementation.versions(),
@@ -87,8 +91,24 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
             }
         ],
         "seconds": time.perf_counter() - start,
+        "problems": [],
     }
-    return result | {"problems": list(problems(result))}
+
+
+def depths(mode: Mode) -> list[int]:
+    return sorted({*mode.rolled, *mode.unrolled, *mode.alternatives})
+
+
+def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) -> dict[str, tuple[Any, Any]]:
+    """Form -> (apply, compiler) of what is measured at depth N. Gradients of alternatives are for the full run."""
+    chosen: dict[str, tuple[Any, Any]] = {}
+    if N in mode.rolled:
+        chosen["rolled"] = implementation.scan_apply_layers, implementation.compile
+    if N in mode.unrolled:
+        chosen["unrolled"] = implementation.unroll_apply_layers, implementation.compile
+    if N in mode.alternatives and (not gradient or len(mode.alternatives) > 1):
+        chosen |= implementation.ALTERNATIVES
+    return chosen
 
 
 def count_programs(implementation: Implementation) -> int:
@@ -98,86 +118,67 @@ def count_programs(implementation: Implementation) -> int:
     return implementation.program_count() - before
 
 
-def check_numerics(
-    implementation: Implementation, mode: Mode, step: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def check_numerics(implementation: Implementation, mode: Mode, step: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Error over what `reference/error_bound.py` allows, for each case, dtype and result; exact cases must be equal."""
     run = implementation.gradient(implementation.scan_apply_layers)
-    for dtype in mode.dtypes:
-        for name in mode.cases:
+    for dtype, names in mode.cases.items():
+        for name in names:
             step(f"{name} {dtype}")
-            problem = case(name, dtype)
-            actual = run(*(implementation.from_numpy(array) for array in problem.inputs))
-            sd = sharp_sd(*problem.inputs, dtype)
-            for quantity, got, want in zip(("y", "dweights", "dx"), actual, oracle(*problem.inputs), strict=True):
+            posed = case(name, dtype)
+            actual = run(*(implementation.from_numpy(array) for array in posed.inputs))
+            sd = sharp_sd(*posed.inputs, dtype)
+            for quantity, got, want in zip(("y", "dweights", "dx"), actual, oracle(*posed.inputs), strict=True):
                 array = implementation.to_numpy(got)
-                allowed = np.zeros_like(want) if problem.exact else getattr(sd, quantity)
-                ratio = worst_ratio(array, want, allowed)
-                ok = ratio <= (0 if problem.exact else MAX_RATIO) and array.dtype == problem.x.dtype
-                yield {
-                    "case": name,
-                    "dtype": dtype,
-                    "N": len(problem.weights),
-                    "d": len(problem.x),
-                    "quantity": quantity,
-                    "ratio": ratio,
-                    "allowed": 0.0 if problem.exact else MAX_RATIO,
-                    "exact": name in EXACT_NAMES,
-                    "ok": bool(ok),
-                }
+                ratio = worst_ratio(array, want, np.zeros_like(want) if posed.exact else getattr(sd, quantity))
+                allowed = 0.0 if posed.exact else MAX_RATIO
+                row = {"case": name, "dtype": dtype, "N": len(posed.weights), "d": len(posed.x), "quantity": quantity}
+                ok = ratio <= allowed and array.dtype == posed.x.dtype
+                yield row | {"ratio": ratio, "allowed": allowed, "exact": posed.exact, "ok": ok}
 
 
-def measure_forms(
-    implementation: Implementation, forms: dict[str, Any], mode: Mode, step: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Graph size, memory, compile time and run time of every form at every depth it reaches with patience."""
-    sizes: list[dict[str, Any]] = []
-    times: list[dict[str, Any]] = []
-    implementation.compile_seconds(implementation.scan_apply_layers, *problem(implementation, 4)[:2])  # warm up
-    for with_gradient in (False, True)[: 1 + mode.gradients]:
-        given_up: set[str] = set()
-        for N in mode.depths:
-            weights, x, cotangent = problem(implementation, N)
-            extra = {"cotangent": cotangent} if with_gradient else {}
-            programs: dict[str, Callable[[], Any]] = {}
-            compile_seconds: dict[str, list[float]] = {}
-            for form, (apply, compiler) in forms.items():
-                step(f"{form} N={N}" + (" gradient" if with_gradient else ""))
-                at = {"form": form, "N": N, "d": D, "dtype": "float32", "gradient": with_gradient}
-                if form in given_up:
-                    continue
-                compile_seconds[form] = []
-                if compiler == implementation.compile:
-                    for _ in range(mode.compilations if form in ("rolled", "unrolled") else 1):
-                        compile_seconds[form].append(implementation.compile_seconds(apply, weights, x, **extra))
-                        if compile_seconds[form][0] > mode.patience * min(compile_seconds["rolled"]):
-                            given_up.add(form)
-                            break
-                    sizes.append(at | implementation.graph_size(apply, weights, x, **extra))
-                programs[form] = _program(implementation, apply, compiler, weights, x, cotangent if with_gradient else None)
-            run_seconds = interleave(
-                programs | {"read": reader(implementation.to_numpy(weights))}, mode.run_seconds, implementation.wait
-            )
-            for form in programs:
-                times.append(
-                    {"form": form, "N": N, "d": D, "dtype": "float32", "gradient": with_gradient}
-                    | {"compile_seconds": compile_seconds[form], "run_seconds": run_seconds[form]}
-                    | {"read_seconds": run_seconds["read"]}
-                )
-    return sizes, times
+def measure_depth(
+    implementation: Implementation,
+    mode: Mode,
+    gradient: bool,
+    N: int,
+    given_up: set[tuple[bool, str]],
+    sizes: list[dict[str, Any]],
+    times: list[dict[str, Any]],
+    step: Callable[[str], None],
+) -> None:
+    """Graph size, memory, compile time and run time of each form at one depth; appends to sizes and times."""
+    weights, x, cotangent = problem(implementation, N)
+    args, extra = ((weights, x, cotangent), {"cotangent": cotangent}) if gradient else ((weights, x), {})
+    programs: dict[str, Callable[[], Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for form, (apply, compiler) in forms(implementation, mode, gradient, N).items():
+        step(f"{form} N={N}" + (" gradient" if gradient else ""))
+        if (gradient, form) in given_up:
+            continue
+        at = {"form": form, "N": N, "d": D, "dtype": "float32", "gradient": gradient}
+        seconds: list[float] = []
+        if compiler == implementation.compile:
+            while len(seconds) < mode.compilations and (gradient, form) not in given_up:
+                seconds.append(implementation.compile_seconds(apply, weights, x, **extra))
+                rolled = rows["rolled"]["compile_seconds"] if "rolled" in rows else seconds
+                if seconds[0] > mode.patience * min(rolled):
+                    given_up.add((gradient, form))
+            sizes.append(at | implementation.graph_size(apply, weights, x, **extra))
+        rows[form] = at | {"compile_seconds": seconds}
+        programs[form] = partial(_program(implementation, apply, compiler, gradient), *args)
+    programs["read"] = reader(implementation.to_numpy(weights))
+    run_seconds = interleave(programs, mode.run_seconds, implementation.wait)
+    times += [
+        row | {"run_seconds": run_seconds[form], "read_seconds": run_seconds["read"]} for form, row in rows.items()
+    ]
 
 
-def _program(
-    implementation: Implementation, apply: Any, compiler: Any, weights: Any, x: Any, cotangent: Any
-) -> Callable[[], Any]:
-    if cotangent is None:
-        run = compiler(apply) if compiler else apply
-        return lambda: run(weights, x)
-    if compiler == implementation.compile:
-        run = implementation.compile_gradient(apply)
-    else:
-        run = implementation.gradient(compiler(apply) if compiler else apply)
-    return lambda: run(weights, x, cotangent)
+def _program(implementation: Implementation, apply: Any, compiler: Any, gradient: bool) -> Callable[..., Any]:
+    """`apply`, compiled as its form is, or its gradient; compiler None: `apply` is compiled already."""
+    if gradient and compiler == implementation.compile:
+        return implementation.compile_gradient(apply)
+    compiled = compiler(apply) if compiler else apply
+    return implementation.gradient(compiled) if gradient else compiled
 
 
 def interleave(
@@ -220,24 +221,6 @@ def problem(implementation: Implementation, N: int) -> tuple[Any, Any, Any]:
     return weights, x, cotangent
 
 
-def problems(result: dict[str, Any]) -> Iterator[str]:
-    """What a reader must be told: an error above its bound, a rolled program whose size depends on N."""
-    for row in result["numerics"]:
-        if not row["ok"]:
-            yield f"{row['case']} {row['dtype']}: {row['quantity']} is {row['ratio']:.2g} sd off, allowed {row['allowed']}"
-    for row in result["recompiles"]:
-        if not row["ok"]:
-            yield f"{row['what']}: {row['programs']} programs, declared {row['declared']}"
-    for with_gradient in (False, True):
-        rows = [r for r in result["sizes"] if r["form"] == "rolled" and r["gradient"] == with_gradient]
-        for level in LEVELS:
-            counts = {row["N"]: row[level] for row in rows}
-            if len(set(counts.values())) > 1:
-                yield f"rolled, {level}, {'gradient' if with_gradient else 'forward'}: size depends on N: {counts}"
-        if any(row["loops"] < 1 + with_gradient for row in rows):
-            yield "rolled: a loop is missing from the compiled program"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
@@ -246,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     mode = MODES[arguments.mode]
     if arguments.depths:
-        mode = mode._replace(depths=arguments.depths)
+        mode = mode._replace(rolled=arguments.depths, unrolled=arguments.depths, alternatives=arguments.depths)
     pin()
 
     def say(**event: Any) -> None:
@@ -255,7 +238,14 @@ def main() -> None:
     def progress(done: int, total: int, what: str) -> None:
         say(event="progress", done=done, total=total, what=what)
 
-    say(event="result", result=measure(arguments.name, mode, progress))
+    try:
+        result = measure(arguments.name, mode, progress)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != REQUIRES[arguments.name]:
+            raise
+        reason, _, install = str(error).partition(": ")
+        result = {"name": arguments.name, "status": "not run", "reason": reason, "install": install}
+    say(event="result", result=result)
 
 
 if __name__ == "__main__":

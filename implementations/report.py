@@ -13,7 +13,7 @@ from itertools import groupby
 from implementations import drawing, figures, summary, tables, wording
 from implementations.figures import Figure
 from implementations.summary import Measured, Results
-from implementations.tables import BAD, Table
+from implementations.tables import BAD, NONE, Table
 
 TITLE = "One layer stack, three frameworks, one size"
 
@@ -60,13 +60,15 @@ tbody + tbody > tr:first-child > * {{ border-top: 1px solid var(--grid) }}
 .r {{ text-align: right }}
 .wrap td {{ white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12rem }}
 .bad {{ color: var(--bad); font-weight: 600 }}
-.no {{ color: var(--muted) }}
+.no {{ color: var(--unrolled) }}
+.none {{ color: var(--muted) }}
 .swatch {{ font-weight: 650 }}
 footer {{ margin-top: 3.5rem; padding-top: 1rem }}
 @media (max-width: 860px) {{
   .panels {{ grid-template-columns: minmax(0, 1fr) }}
   th, td {{ padding: .3rem .5rem }}
-  .matrix th[scope=row] {{ white-space: normal; min-width: 9rem }}
+  .matrix {{ font-size: .82rem }}
+  .matrix th[scope=row] {{ white-space: normal; min-width: 6rem; font-weight: 500 }}
 }}
 """
 
@@ -128,8 +130,8 @@ def claim(results: Results) -> str:
         depths = {twin.n for _, twin in slower}
         here = "" if len(depths) == 1 else ", {} layers"
         ratios = [f"{wording.times(1 / twin.ratio.median)} ({name}{here.format(twin.n)})" for name, twin in slower]
-        at = f" {depths.pop()}" if len(depths) == 1 else ""
-        said += f"; as a Python loop, the same{at} layers take {_list(ratios)} as long to compile"
+        at = f"at {depths.pop()} layers " if len(depths) == 1 else ""
+        said += f"; {at}a Python loop takes {_list(ratios)} as long to compile"
     missing = [measured["name"] for measured, fact in flat if not fact or fact.low != fact.high]
     return f"{said}." + (f" Not so, or not measured, in {_list(missing)}." if missing else "")
 
@@ -199,9 +201,8 @@ def _card(measured: Measured) -> str:
 def _table(table: Table) -> str:
     def cell(text: str, align: str) -> str:
         kinds = ["r"] if align == "r" else []
-        kinds += (
-            ["bad"] if text.endswith(BAD) else ["no"] if text.startswith(("no [", "not run", "failed", "–")) else []
-        )
+        kinds += ["bad"] if text.endswith(BAD) else ["no"] if text.startswith("no [") else []
+        kinds += ["none"] if text in (NONE, "not run", "failed") else []
         attribute = f' class="{" ".join(kinds)}"' if kinds else ""
         return f"<td{attribute}>{escape(text)}</td>"
 

@@ -167,7 +167,7 @@ def deviations(results: Results) -> list[str]:
     for measured in implementations(results):
         name, status = measured["name"], measured.get("status")
         if status == "failed":
-            found.append(f"{name}: failed: {str(measured.get('reason', '')).strip().rpartition(chr(10))[2]}")
+            found.append(f"{name}: failed: {'; '.join(str(measured.get('reason', '')).strip().splitlines()[-2:])}")
         elif status == "not run" and measured.get("asked_for"):
             found.append(f"{name}: asked for by name and not run: {measured.get('reason', '')}")
         elif status == "ok":

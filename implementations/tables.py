@@ -258,10 +258,11 @@ def _by_depth(
 ) -> list[list[str]]:
     """One row for each N at which `key` was measured: the cells of the forward program, then of the gradient."""
     depths = {n for f in FORMS for g in PROGRAMS for n in summary.series(measured, key, f, g, setting)}
-    return [
+    rows = [
         [name, str(n), *(cell for gradient in PROGRAMS for cell in cells(measured, gradient, setting, n))]
         for n in sorted(depths)
     ]
+    return [row for row in rows if set(row[2:]) != {NONE}]
 
 
 def _twice(*columns: str) -> tuple[str, ...]:

@@ -11,10 +11,8 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-Apply = Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def compile(apply: Apply) -> Apply:
+def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` of the whole function."""
     return jax.jit(apply)
 

@@ -20,9 +20,9 @@ UNITS = {"captured": "jaxpr equations", "lowered": "StableHLO ops", "compiled": 
 
 
 def graph_size(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None) -> dict[str, int]:
-    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what its compiled program needs.
+    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
-    "loops" are those the compiler leaves; "temp_bytes" is memory by XLA's buffer assignment, beside arguments and results.
+    "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
     """
     traced = _traced(apply, args, cotangent)
     lowered = traced.lower()
@@ -47,7 +47,7 @@ def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None 
 
 def program_count() -> int:
     """Programs compiled so far for `scan_apply_layers` called as it stands: one for each N, d and dtype."""
-    return stack._scan._cache_size()
+    return stack._scan._cache_size()  # type: ignore[attr-defined]
 
 
 def _traced(apply: Callable[..., Any], args: tuple[jax.Array, ...], cotangent: jax.Array | None) -> Any:

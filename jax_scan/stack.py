@@ -11,6 +11,8 @@ Source: https://docs.jax.dev/en/latest/_autosummary/jax.lax.scan.html
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax import lax
 
@@ -63,7 +65,7 @@ def _scan(weights: jax.Array, x: jax.Array) -> jax.Array:
     return y
 
 
-def _check(weights: object, x: object) -> None:
+def _check(weights: Any, x: Any) -> None:
     for name, value in (("weights", weights), ("x", x)):
         if not isinstance(value, jax.Array):
             raise arguments.not_an_array(name, value)

@@ -34,7 +34,9 @@ def check_dense_stack(weights: Leaf, x: Leaf) -> None:
         ValueError: "weights: expected shape (N, d, d), got (2, 3)", "x: expected shape (3,), got (5, 3); ..."
     """
     if weights.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"weights: expected dtype {', '.join(FLOAT_DTYPES[:-1])} or {FLOAT_DTYPES[-1]}, got {weights.dtype}")
+        raise TypeError(
+            f"weights: expected dtype {', '.join(FLOAT_DTYPES[:-1])} or {FLOAT_DTYPES[-1]}, got {weights.dtype}"
+        )
     if x.dtype != weights.dtype:
         raise TypeError(f"x: expected dtype {weights.dtype} (that of weights), got {x.dtype}")
     d: int | None = None

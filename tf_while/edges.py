@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-Apply = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-
-def compile(apply: Apply) -> Apply:
+def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`tf.function` of the whole function, compiled by XLA."""
     return tf.function(apply, jit_compile=True, autograph=False)
 

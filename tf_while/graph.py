@@ -25,9 +25,9 @@ UNITS = {
 
 
 def graph_size(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None) -> dict[str, int]:
-    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what its compiled program needs.
+    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
-    "loops" are those the compiler leaves; "temp_bytes" is memory by XLA's buffer assignment, beside arguments and results.
+    "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
     """
     program, args = _program(apply, args, cotangent)
     graph = program.get_concrete_function(*args).graph.as_graph_def()

@@ -40,7 +40,7 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         ValueError: "weights: expected shape (N, d, d), got ...", "x: expected shape (d,), got ..."
 
     Graph: exactly the same number of operations for every N >= 2, forward and gradient, with one loop each way.
-    Limits: called as it stands it is a graph, not XLA; wrapped in `tf.function(jit_compile=True)` N = 0 needs a static N.
+    Limits: called as it stands it is a graph, not XLA. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     _check(weights, x)
     weights, x = tf.convert_to_tensor(weights), tf.convert_to_tensor(x)
@@ -94,7 +94,7 @@ def _program(d: int, dtype: tf.DType) -> tf.types.experimental.PolymorphicFuncti
     return _PROGRAMS[d, dtype]
 
 
-def _check(weights: object, x: object) -> None:
+def _check(weights: Any, x: Any) -> None:
     for name, value in (("weights", weights), ("x", x)):
         if not isinstance(value, (tf.Tensor, tf.Variable)):
             raise arguments.not_an_array(name, value)

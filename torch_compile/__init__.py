@@ -1,4 +1,4 @@
-"""The layer stack by torch's scan operator, `torch.func` and `torch.compile`. The names and their order: `implementations/interface.py`."""
+"""The layer stack by torch's scan operator. The names and their order: `implementations/interface.py`."""
 
 from torch_compile.alternatives import ALTERNATIVES
 from torch_compile.edges import compile, from_numpy, settings, to_numpy, versions, wait

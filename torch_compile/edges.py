@@ -13,12 +13,11 @@ import ml_dtypes
 import numpy as np
 import torch
 
-Apply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-
-def compile(apply: Apply) -> Apply:
+def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` of the whole function by Inductor: one graph, static shapes."""
-    return torch.compile(apply, fullgraph=True, dynamic=False, isolate_recompiles=True)
+    # isolate_recompiles: the limit of eight programs is for this object, not for all that share its code
+    return torch.compile(apply, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
@@ -65,10 +64,10 @@ def run_compiled(
     single: tuple[torch.Tensor, ...],
     *options: Any,
 ) -> Any:
-    """`program(layer, *stacked, *single, *options)`: compiled, or inlined where the user's own function is being compiled.
+    """`program(layer, *stacked, *single, *options)`, compiled; within the user's own compiled function, inlined.
 
-    One compiled object for each signature, shared by all N >= 2: a single one for everything would stop at torch's limit
-    of eight recompilations.
+    One compiled object for each signature, shared by all N >= 2: a single one for everything would stop at torch's
+    limit of eight programs.
     """
     if torch.compiler.is_compiling():
         return program(layer, *stacked, *single, *options)
@@ -86,6 +85,4 @@ def _compiled(program: Callable[..., Any], layer: Any, options: tuple[Any, ...],
     compiler = (os.environ.get("CXX") or "g++").split()[0]
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise RuntimeError(f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX")
-    return torch.compile(
-        lambda *arrays: program(layer, *arrays, *options), fullgraph=True, dynamic=False, isolate_recompiles=True
-    )
+    return compile(lambda *arrays: program(layer, *arrays, *options))

@@ -24,13 +24,13 @@ from torch_compile.transforms import Apply, gradient
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
-# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of one that exists, of an operator it falls back to;
+# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is;
 # and the loops within its kernels, because on the CPU one kernel may hold the products of all layers.
 _KERNELS = r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+\.\w+\(|\bfor *\("
 
 
 def graph_size(apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None) -> dict[str, int]:
-    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what its compiled program needs.
+    """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is the peak that one call allocates, less its results.
     """

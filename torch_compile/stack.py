@@ -13,6 +13,8 @@ Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch._higher_order_ops.scan import scan
 
@@ -56,7 +58,9 @@ def unroll_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _scan(layer: Layer, weights: torch.Tensor, x: torch.Tensor, keep_carries: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _scan(
+    layer: Layer, weights: torch.Tensor, x: torch.Tensor, keep_carries: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
@@ -71,7 +75,7 @@ def _scan(layer: Layer, weights: torch.Tensor, x: torch.Tensor, keep_carries: bo
     return scan(body, x, weights)
 
 
-def _check(weights: object, x: object) -> None:
+def _check(weights: Any, x: Any) -> None:
     for name, value in (("weights", weights), ("x", x)):
         if not isinstance(value, torch.Tensor):
             raise arguments.not_an_array(name, value)

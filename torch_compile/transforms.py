@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def compile_gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
 def differentiable(scan_forward: Scan, layer: Layer, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The stack y = scan_forward(layer, weights, x, ...)[0] with a gradient of its own."""
     keep_carries = torch.is_grad_enabled() and (weights.requires_grad or x.requires_grad)
-    return _Stack.apply(scan_forward, layer, keep_carries, weights, x)[0]
+    return _rule(_Stack).apply(scan_forward, layer, keep_carries, weights, x)[0]
 
 
 class _Stack(torch.autograd.Function):
@@ -60,14 +61,14 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, cotangent, _):
-        return None, None, None, *_StackVjp.apply(ctx.layer, *ctx.saved_tensors, cotangent)
+        return None, None, None, *_rule(_StackVjp).apply(ctx.layer, *ctx.saved_tensors, cotangent)
 
     @staticmethod
     def vmap(info, in_dims, scan_forward, layer, keep_carries, weights, x):
         batched_weights = in_dims[3] is not None
         weights = weights.movedim(in_dims[3], 1) if batched_weights else weights  # [N, B, ...]
         x = _batch(info, x, in_dims[4], 0)  # [B, ...]: the carry of a batched stack is batched, whatever x was
-        y = _Stack.apply(scan_forward, _vmap_layer(layer, batched_weights), keep_carries, weights, x)
+        y = _rule(_Stack).apply(scan_forward, _vmap_layer(layer, batched_weights), keep_carries, weights, x)
         return y, (0, 1 if keep_carries else None)
 
 
@@ -86,24 +87,48 @@ class _StackVjp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, ddweights, ddx):
-        # The second derivative differentiates the plain loop: right to any order, of size N, not compiled.
-        def loop(weights, x):
-            for w in weights.unbind():
-                x, _ = ctx.layer(x, w)
-            return x
-
-        def loop_vjp(weights, x, cotangent):
-            return torch.func.vjp(loop, weights, x)[1](cotangent)
-
-        dweights, dx, dcotangent = torch.func.vjp(loop_vjp, *ctx.saved_tensors)[1]((ddweights, ddx))
+        _, pullback = torch.func.vjp(partial(_loop_vjp, ctx.layer), *ctx.saved_tensors)  # type: ignore[misc]
+        dweights, dx, dcotangent = pullback((ddweights, ddx))
         return None, dweights, dx, None, dcotangent
 
     @staticmethod
     def vmap(info, in_dims, layer, weights, x, carries, cotangent):
         # Everything batched: shared weights too have one gradient for each member of the batch.
-        _, *dims = in_dims
-        arrays = zip((weights, x, carries, cotangent), dims, (1, 0, 1, 0), strict=True)
-        return _StackVjp.apply(_vmap_layer(layer, True), *(_batch(info, *a) for a in arrays)), (1, 0)
+        weights, carries = _batch(info, weights, in_dims[1], 1), _batch(info, carries, in_dims[3], 1)
+        x, cotangent = _batch(info, x, in_dims[2], 0), _batch(info, cotangent, in_dims[4], 0)
+        return _rule(_StackVjp).apply(_vmap_layer(layer, True), weights, x, carries, cotangent), (1, 0)
+
+
+class _StackJvp(_Stack):
+    """`_Stack` with forward mode."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Stack.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[3:])
+
+    @staticmethod
+    def jvp(ctx, _scan, _layer, _keep, *tangents):
+        return _jvp(partial(_loop, ctx.layer), ctx.saved_tensors, tangents), None
+
+
+class _StackVjpJvp(_StackVjp):
+    """`_StackVjp` with forward mode: forward over reverse."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _StackVjp.setup_context(ctx, inputs, output)
+        _, weights, x, _, cotangent = inputs
+        ctx.save_for_forward(weights, x, cotangent)
+
+    @staticmethod
+    def jvp(ctx, _layer, tweights, tx, _tcarries, tcotangent):
+        return _jvp(partial(_loop_vjp, ctx.layer), ctx.saved_tensors, (tweights, tx, tcotangent))
+
+
+def _rule(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """`function`, with forward mode where that can be: Dynamo refuses a Function that has it."""
+    return function if torch.compiler.is_compiling() else {_Stack: _StackJvp, _StackVjp: _StackVjpJvp}[function]
 
 
 def _scan_vjp(
@@ -111,7 +136,7 @@ def _scan_vjp(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     def body(cotangent: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         carry, w = carries.index_select(0, i)[0], weights.index_select(0, i)[0]
-        _, pullback = torch.func.vjp(lambda carry: layer(carry, w)[0], carry)
+        _, pullback = torch.func.vjp(lambda carry: layer(carry, w)[0], carry)  # type: ignore[misc]
         return own(pullback(cotangent)[0]), own(cotangent)
 
     def dweights(w: torch.Tensor, carry: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
@@ -127,14 +152,32 @@ def _scan_vjp(
     return torch.func.vmap(dweights)(weights, carries, cotangents.flip(0)), dx
 
 
+# Forward mode and second derivatives differentiate the plain loop: right to any order, of size N, not compiled.
+
+
+def _loop(layer: Layer, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    for w in weights.unbind():
+        x, _ = layer(x, w)
+    return x
+
+
+def _loop_vjp(layer: Layer, weights: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> Any:
+    return torch.func.vjp(partial(_loop, layer), weights, x)[1](cotangent)
+
+
+def _jvp(function: Callable[..., Any], primals: tuple[torch.Tensor, ...], tangents: tuple[Any, ...]) -> Any:
+    tangents = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True))
+    return torch.func.jvp(function, primals, tangents)[1]
+
+
 def own(array: torch.Tensor) -> torch.Tensor:
-    """A copy with memory and order of its own: scan refuses outputs that alias inputs, and carries whose strides differ."""
+    """A copy in memory and order of its own: scan refuses outputs that alias inputs and carries of other strides."""
     return array.clone(memory_format=torch.contiguous_format)
 
 
 @functools.cache  # one object for each layer, so that it is compiled once
 def _vmap_layer(layer: Layer, batched_weights: bool) -> Layer:
-    return torch.func.vmap(layer, in_dims=(0, 0 if batched_weights else None), out_dims=(0, None))
+    return torch.func.vmap(layer, in_dims=(0, 0 if batched_weights else None), out_dims=(0, None))  # type: ignore[arg-type]
 
 
 def _batch(info: Any, array: torch.Tensor, dim: int | None, to: int) -> torch.Tensor:

@@ -1,0 +1,99 @@
+"""Graph size does not depend on N: at three levels, forward and gradient; the unrolled twin shows that it could.
+
+Stacks are wide enough (N d d >= 1000 at the smallest N) that no framework takes an array of zeros for a constant.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from implementations import load
+from implementations.measure import D, problem
+from tests.conftest import loaded
+from tests.laws import assert_constant, assert_grows
+
+DEPTHS = (2, 3, 8, 64, 512, 1024)
+# Three depths show the growth of the twin; its gradient at 64 layers compiles for half a minute in torch.
+TWIN_DEPTHS = (2, 3, 8)
+CARRY = D * 4  # bytes of one float32 carry
+WEIGHTS = D * CARRY  # bytes of one layer's weights
+
+both_ways = pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+
+
+@functools.cache
+def size(name: str, form: str, N: int, gradient: bool) -> dict[str, int]:
+    implementation = load(name)
+    weights, x, cotangent = problem(implementation, N)
+    apply = getattr(implementation, form)
+    return implementation.graph_size(apply, weights, x, cotangent=cotangent if gradient else None)
+
+
+def sizes(implementation, form: str, depths: tuple[int, ...], gradient: bool) -> dict[int, dict[str, int]]:
+    return {N: size(implementation.__name__, form, N, gradient) for N in depths}
+
+
+@both_ways
+def test_rolled_has_one_size(implementation, gradient):
+    rolled = sizes(implementation, "scan_apply_layers", DEPTHS, gradient)
+    assert_constant(implementation.__name__, rolled, loops=1 + gradient)
+
+
+@both_ways
+def test_unrolled_grows_with_every_layer(implementation, gradient):
+    assert_grows(implementation.__name__, sizes(implementation, "unroll_apply_layers", TWIN_DEPTHS, gradient))
+
+
+def test_forward_memory_does_not_depend_on_depth(implementation):
+    rolled = sizes(implementation, "scan_apply_layers", DEPTHS, gradient=False)
+    assert len({size["temp_bytes"] for size in rolled.values()}) == 1, rolled
+
+
+def test_gradient_memory_is_carries_not_weights(implementation):
+    """A layer adds the carry it keeps, in torch its cotangent too; a copy of the weights would add 64 times as much."""
+    rolled = sizes(implementation, "scan_apply_layers", DEPTHS, gradient=True)
+    a_layer = (rolled[1024]["temp_bytes"] - rolled[64]["temp_bytes"]) / (1024 - 64)
+    assert CARRY <= a_layer <= 2 * CARRY + 8, f"{implementation.__name__}: {a_layer} bytes a layer"
+    assert rolled[64]["temp_bytes"] < 64 * WEIGHTS / 10
+
+
+@pytest.mark.parametrize("N", [0, 1])
+@both_ways
+def test_shallow_programs_are_no_larger(implementation, N, gradient):
+    """A compiler may drop the loop; it must not add to it."""
+    shallow = size(implementation.__name__, "scan_apply_layers", N, gradient)
+    deep = size(implementation.__name__, "scan_apply_layers", 2, gradient)
+    assert shallow["compiled"] <= deep["compiled"]
+
+
+@both_ways
+def test_unrolled_code_presented_as_rolled_is_caught(implementation, gradient):
+    with pytest.raises(AssertionError, match=r"captured: observed .* allowed one count for all N"):
+        assert_constant("mutant", sizes(implementation, "unroll_apply_layers", TWIN_DEPTHS, gradient), loops=0)
+
+
+def test_scan_that_unrolls_itself_is_caught():
+    """`lax.scan(unroll=True)` is captured as one scan and lowered as N layers: one level would not do."""
+    implementation = loaded("jax_scan")
+    from jax import lax
+
+    def unrolls_itself(weights, x):
+        return lax.scan(implementation.LAYERS["dense"], x, weights, unroll=True)[0]
+
+    mutant = {N: implementation.graph_size(unrolls_itself, *problem(implementation, N)[:2]) for N in TWIN_DEPTHS}
+    assert len({size["captured"] for size in mutant.values()}) == 1
+    with pytest.raises(AssertionError, match=r"lowered: observed .* allowed one count for all N"):
+        assert_constant("mutant", mutant, loops=1)
+
+
+def test_constant_size_without_a_loop_is_caught():
+    """A program that ignores its layers has constant size too."""
+    with pytest.raises(AssertionError, match=r"observed loops .* allowed no fewer than 1"):
+        assert_constant("mutant", {N: {"captured": 1, "lowered": 1, "compiled": 1, "loops": 0} for N in DEPTHS}, 1)
+
+
+def test_twin_that_is_rolled_is_caught(implementation):
+    with pytest.raises(AssertionError, match=r"growth a layer \{0.0\}, allowed more than 0"):
+        assert_grows("mutant", sizes(implementation, "scan_apply_layers", TWIN_DEPTHS, False))
