@@ -9,7 +9,6 @@ ENVIRONMENT = {
     "NVIDIA_TF32_OVERRIDE": "0",  # float32 products are float32 on a GPU too, in all three
     "TF_CPP_MIN_LOG_LEVEL": "2",  # errors only
     "KINETO_LOG_LEVEL": "5",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not spin: on a shared machine spinning costs milliseconds
 }
 
 

@@ -39,11 +39,12 @@ def versions() -> dict[str, str]:
 
 def settings() -> dict[str, str]:
     """What numbers depend on."""
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled() and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
     gpus = tf.config.list_physical_devices("GPU")
     return {
         "device": tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu") if gpus else "cpu",
         "threads": str(tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()),
-        "TF32": str(tf.config.experimental.tensor_float_32_execution_enabled()),
+        "TF32": str(tf32),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }

@@ -24,9 +24,12 @@ from torch_compile.transforms import Apply, gradient
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
-# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is;
-# and the loops within its kernels, because on the CPU one kernel may hold the products of all layers.
-_KERNELS = r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+\.\w+\(|\bfor *\("
+# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is, of a
+# region compiled once; and the loops within its kernels, because on the CPU one kernel may hold all layers.
+_KERNELS = (
+    r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+\.\w+\("
+    r"|= repeated_subgraph\d+\(|\bfor *\("
+)
 
 
 def graph_size(apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None) -> dict[str, int]:

@@ -6,8 +6,8 @@
 
 The loop above traces N products into the program; the scan traces one, whatever N is, forward and backward. torch
 compiles one program for all N >= 2, and one each for N = 0 and N = 1. The operator does not compose with `torch.func`
-from outside and its own gradient is silently wrong in two common cases, so `transforms.py` gives the stack a gradient
-of its own: a second scan, of the transformed layer.
+from outside, and its own gradient is silently wrong for a loss as common as `.sum()`, so `transforms.py` gives the
+stack a gradient of its own: a second scan, of the transformed layer.
 Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
 """
 

@@ -1,0 +1,269 @@
+"""The folders are a star: none knows another; `reference` below, `implementations` above; the same names in each."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from implementations import NAMES, REQUIRES, load
+from implementations.interface import Implementation
+from reference import cases
+from tests.conftest import loaded
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = ("jax", "jaxlib", "flax", "torch", "functorch", "tensorflow", "keras")
+FILES = ("stack.py", "transforms.py", "layers.py", "alternatives.py", "graph.py", "edges.py")
+LINES = {"stack.py": 150, "graph.py": 120}
+
+
+def source(*path):
+    return ROOT.joinpath(*path).read_text(encoding="utf-8")
+
+
+def sources(folder):
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / folder).glob("*.py"))}
+
+
+def python(code):
+    """Run `code` in a process of its own, at the root of the repository; its output, or its error as this one's."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+# Imports, as they happen and as they are written.
+
+
+# Put before the code of a process: these modules are not found, as if they were not installed.
+BLOCK = """
+import sys
+from importlib.machinery import PathFinder
+
+def find(name, path=None, target=None, find=PathFinder.find_spec):
+    return None if name in {blocked} else find(name, path, target)
+
+PathFinder.find_spec = find
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_needs_no_framework_but_its_own(name):
+    """Blocked rather than looked for: TensorFlow by itself imports JAX where there is one."""
+    loaded(name)
+    others = [REQUIRES[other] for other in NAMES if other != name]
+    loads = f"import {name}\nprint(*sys.modules.keys() & {set(REQUIRES.values())})"
+    assert python(BLOCK.format(blocked=others) + loads).split() == [REQUIRES[name]]
+
+
+def test_reference_and_implementations_import_no_framework():
+    folders = ("reference", "implementations")
+    modules = [f"{folder}.{file[:-3]}" for folder in folders for file in sources(folder) if not file.startswith("__")]
+    assert "implementations.measure" in modules
+    assert python(f"import sys, {', '.join(modules)}\nprint(*sys.modules.keys() & {set(FRAMEWORKS)})").split() == []
+
+
+def imported(text):
+    """Every (module, names) that the source imports, wherever in it; names () for `import module`."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            yield node.module, tuple(alias.name for alias in node.names)
+
+
+def test_the_reader_of_imports_sees_them():
+    """The control of the tests below."""
+    text = "import a.b as c\ndef f():\n    from reference import arguments, stack\n"
+    assert list(imported(text)) == [("a.b", ()), ("reference", ("arguments", "stack"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_knows_of_this_repository_only_itself_and_arguments(name):
+    inside = {path.name for path in ROOT.iterdir() if path.is_dir()} | {"tests"}
+    found = {
+        file: [pair for pair in imported(text) if pair[0].split(".")[0] in inside]
+        for file, text in sources(name).items()
+    }
+    assert ("reference", ("arguments",)) in found["stack.py"]
+    strangers = {
+        (file, *pair)
+        for file, pairs in found.items()
+        for pair in pairs
+        if pair[0].split(".")[0] != name and pair != ("reference", ("arguments",))
+    }
+    assert not strangers
+    # by name, as a string, it would slip past
+    assert not any(re.search(r"import_module|__import__", text) for text in sources(name).values())
+
+
+@pytest.mark.parametrize("folder", ["reference", "implementations"])
+def test_what_stands_below_and_above_names_no_folder(folder):
+    allowed = {"reference": {"reference"}, "implementations": {"implementations", "reference"}}[folder]
+    ours = {"reference", "implementations", "tests", *NAMES, *FRAMEWORKS}
+    roots = {(file, module.split(".")[0]) for file, text in sources(folder).items() for module, _ in imported(text)}
+    assert roots
+    assert not {(file, root) for file, root in roots if root in ours - allowed}
+
+
+# load: what is said when something is not there.
+
+LOAD = """
+from implementations import load
+try:
+    load({name!r})
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_framework_comes_with_the_command_that_installs_it(name):
+    needs = REQUIRES[name]
+    words = f"{name} needs {needs}: pip install --constraint constraints.txt {needs}\n"
+    assert python(BLOCK.format(blocked=[needs]) + LOAD.format(name=name)) == words
+
+
+def test_another_missing_module_is_not_taken_for_the_framework():
+    """Nor one whose name begins like the framework's: advice to install JAX would send its reader astray."""
+    loaded("jax_scan")
+    for blocked in ("jax_scan.layers", "ml_dtypes"):
+        said = python(BLOCK.format(blocked=[blocked]) + LOAD.format(name="jax_scan"))
+        assert "pip install" not in said
+        assert blocked in said
+
+
+@pytest.mark.parametrize("name", ["jax", "JAX_scan", "", "reference", "os"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(ValueError, match="implementation") as caught:
+        load(name)
+    assert str(caught.value) == f"implementation: expected one of {', '.join(NAMES)}, got {name!r}"
+
+
+# The same names, in the same order.
+
+
+def members():
+    """The names of the protocol, in order."""
+    tree = ast.parse(source("implementations", "interface.py"))
+    (protocol,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == Implementation.__name__)
+    return [member(n) for n in protocol.body if isinstance(n, (ast.FunctionDef, ast.AnnAssign))]
+
+
+def member(node):
+    return node.name if isinstance(node, ast.FunctionDef) else ast.unparse(node.target)
+
+
+def test_exports_are_the_interface_in_its_order(implementation):
+    assert members()[0] == "scan_apply_layers"
+    assert implementation.__all__ == members()
+
+
+def test_signatures_are_the_interfaces(implementation):
+    """Names, kinds and defaults of parameters; the type checker sees types, but does not import every framework."""
+    for name in members():
+        specified = getattr(Implementation, name, None)
+        if specified is None:  # a value
+            assert isinstance(getattr(implementation, name), dict)
+            continue
+        _, *expected = inspect.signature(specified).parameters.values()
+        actual = inspect.signature(getattr(implementation, name)).parameters.values()
+        shape = [[(p.name, p.kind, p.default) for p in parameters] for parameters in (expected, actual)]
+        assert shape[0] == shape[1], name
+
+
+def public_functions(text):
+    functions = (n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef))
+    return [name for name in functions if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "alternatives.py"])
+def test_functions_stand_in_the_same_order_in_every_folder(file):
+    """Open two of them side by side: what both have is in one order, that of the interface if it is there."""
+    functions = {name: public_functions(source(name, file)) for name in NAMES}
+    shared = set.intersection(*map(set, functions.values()))
+    assert shared
+    for names in functions.values():
+        for others in functions.values():
+            assert [n for n in names if n in others] == [n for n in others if n in names]
+        assert [n for n in names if n in members()] == [n for n in members() if n in names]
+        assert shared >= set(names) & set(members())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_folder_holds_the_same_files_that_fit_on_a_screen_or_two(name):
+    texts = sources(name)
+    assert set(texts) == {"__init__.py", *FILES}
+    for file, limit in LINES.items():
+        assert len(texts[file].splitlines()) <= limit, file
+
+
+# The file to read: no loop over layers, one docstring.
+
+LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+HIDDEN_LOOPS = {"map", "reduce", "accumulate", "vectorized_map", "map_fn"}
+
+
+def loops(function):
+    """Every Python loop in a function, and what loops under another name."""
+    for node in ast.walk(function):
+        if isinstance(node, LOOPS) or {getattr(node, "id", ""), getattr(node, "attr", "")} & HIDDEN_LOOPS:
+            yield node
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_python_loop_over_layers(name):
+    looping = {
+        n.name: list(loops(n)) for n in ast.parse(source(name, "stack.py")).body if isinstance(n, ast.FunctionDef)
+    }
+    # argument checks run over names and sizes, and the twin over layers, which shows that a loop would be seen
+    checks = {function for function in looping if function.startswith("_check")}
+    assert len(looping["unroll_apply_layers"]) == 1
+    assert not {f: found for f, found in looping.items() if found and f not in {"unroll_apply_layers", *checks}}
+
+
+def stack_docstring(name):
+    """Read, not imported: the text is compared also where the framework is not installed."""
+    (function,) = (n for n in ast.parse(source(name, "stack.py")).body if getattr(n, "name", "") == "scan_apply_layers")
+    return ast.get_docstring(function)
+
+
+def section(docstring, title):
+    """From `title` to the next unindented line."""
+    return re.search(rf"^{title}:.*\n((?:[ \t]+.*\n|\n)*)", docstring + "\n", re.MULTILINE)
+
+
+@pytest.mark.parametrize("title", ["Equivalent loop", "Args", "Returns", "Raises"])
+def test_docstrings_say_the_same(title):
+    texts = {section(stack_docstring(name), title).group(0).strip() for name in NAMES}
+    assert len(texts) == 1
+    assert len(texts.pop()) > len(title) + 20
+
+
+def test_the_equivalent_loop_is_equivalent(implementation):
+    """The loop in the docstring is run, as it is written there, on NumPy arrays."""
+    case = cases.case("small_integers_3x7", "float32")
+    variables = {"weights": case.weights, "x": case.x}
+    exec(
+        textwrap.dedent(section(inspect.getdoc(implementation.scan_apply_layers), "Equivalent loop").group(1)),
+        variables,
+    )
+    y = implementation.scan_apply_layers(*map(implementation.from_numpy, (case.weights, case.x)))
+    np.testing.assert_array_equal(implementation.to_numpy(y), variables["y"], strict=True)
+    assert not np.array_equal(variables["y"], case.x)
+
+
+def test_module_docstrings_show_the_same_loop():
+    for name in (*NAMES, "reference"):
+        docstring = ast.get_docstring(ast.parse(source(name, "stack.py"))) or ""
+        loop = section(stack_docstring(NAMES[0]), "Equivalent loop").group(1).rstrip()
+        assert loop in docstring, name
+        assert len(docstring.splitlines()) <= 15, name
