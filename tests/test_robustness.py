@@ -6,6 +6,7 @@ torch compiles few programs.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import ml_dtypes
@@ -133,8 +134,11 @@ def test_round_trip_keeps_every_bit(implementation, dtype):
 
 @pytest.mark.parametrize("dtype", BYTES)
 def test_from_numpy_takes_read_only_arrays_and_keeps_its_own_memory(implementation, dtype):
-    # large enough that a framework that can adopt aligned memory would do so
-    source = np.arange(4096, dtype=np.float64).astype(dtype_of(dtype))
+    # aligned to 64 bytes, so that a framework that can adopt memory would do so
+    memory = np.zeros(64 + 8 * 1024, np.uint8)
+    start = -memory.ctypes.data % 64
+    source = memory[start : start + dtype_of(dtype).itemsize * 1024].view(dtype_of(dtype))
+    source[:] = np.arange(1024) % 256
     before = source.tobytes()
     source.setflags(write=False)
     with warnings.catch_warnings():
@@ -297,6 +301,20 @@ def test_programs_are_as_declared_and_made_once(implementation):
             implementation.scan_apply_layers(implementation.from_numpy(np.ones((N, 19, 19), np.float32)), x)
         counts.append(implementation.program_count())
     assert np.diff(counts).tolist() == [PROGRAMS[implementation.__name__], 0]
+
+
+@pytest.mark.parametrize("name", ["jax_scan", "tf_while"])
+def test_no_depth_is_traced_twice(monkeypatch, name):
+    """Counted where it cannot be missed, by the layer itself; in torch, program_count is torch's own count."""
+    implementation = loaded(name)
+    stack = importlib.import_module(f"{name}.stack")
+    calls = []
+    monkeypatch.setattr(stack, "dense", lambda *args, dense=stack.dense: calls.append(1) or dense(*args))
+    arrays = [implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((3, 17, 17), (17,))]
+    implementation.scan_apply_layers(*arrays)
+    traced = len(calls)
+    implementation.scan_apply_layers(*arrays)
+    assert 0 < traced == len(calls)
 
 
 def test_float16_works(implementation):

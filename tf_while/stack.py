@@ -43,7 +43,7 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     Limits: called as it stands it is a graph, not XLA. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     _check(weights, x)
-    weights, x = tf.convert_to_tensor(weights), tf.convert_to_tensor(x)
+    weights, x = _check_at_run_time(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
     if tf.inside_function():  # the caller's own program: become part of it
         return _stack(weights, x)
     return _program(x.shape[0], x.dtype)(weights, x)
@@ -62,6 +62,9 @@ def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _stack(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     if weights.shape[0] == 0:  # XLA refuses to trace a read from an empty stack
         return tf.identity(x)
+    if x.shape[0] is None:  # an empty list of carries of unknown width cannot be stacked
+        any_layer = tf.shape(weights)[0] > 0
+        return tf.cond(any_layer, lambda: differentiable(_scan, dense, weights, x), lambda: tf.identity(x))
     return differentiable(_scan, dense, weights, x)
 
 
@@ -99,6 +102,26 @@ def _check(weights: Any, x: Any) -> None:
         if not isinstance(value, (tf.Tensor, tf.Variable)):
             raise arguments.not_an_array(name, value)
     arguments.check_dense_stack(_leaf(weights), _leaf(x))
+
+
+def _check_at_run_time(weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Let the graph assert the sizes that trace time does not know, and know them from there on. XLA drops assertions."""
+    sizes = [None, None, None] if weights.shape.rank is None or x.shape.rank is None else [*weights.shape[1:], *x.shape]
+    if None not in sizes:
+        return weights, x
+    w, v = tf.shape(weights), tf.shape(x)
+    square = (tf.size(w) == 3) & tf.reduce_all(w[1:2] == w[2:3])
+    fits = (tf.size(v) == 1) & tf.reduce_all(v[:1] == w[1:2])
+    checks = [
+        tf.debugging.Assert(square, ["weights: expected shape (N, d, d), got", w]),
+        tf.debugging.Assert(fits, ["x: expected shape", w[1:2], "got", v]),
+    ]
+    with tf.control_dependencies(checks):
+        weights, x = tf.identity(weights), tf.identity(x)
+    d = next((size for size in sizes if size is not None), None)
+    weights.set_shape([None, d, d])
+    x.set_shape([d])
+    return weights, x
 
 
 def _leaf(array: tf.Tensor | tf.Variable) -> arguments.Leaf:

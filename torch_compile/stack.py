@@ -70,8 +70,8 @@ def _scan(
         new_carry, _ = layer(carry, w)
         return own(new_carry), own(carry) if keep_carries else carry.new_empty(0)
 
-    if weights.shape[0] == 0:  # the operator refuses an empty stack
-        return x.clone(), x.new_empty((0, *x.shape))
+    if weights.numel() == 0:  # the operator refuses an empty stack
+        return x.clone(), x.new_empty((weights.shape[0], *x.shape))
     return scan(body, x, weights)
 
 

@@ -142,12 +142,11 @@ def _scan_vjp(
     def dweights(w: torch.Tensor, carry: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
         return torch.func.vjp(lambda w: layer(carry, w)[0], w)[1](cotangent)[0]
 
-    num_layers = weights.shape[0]
-    if num_layers == 0:
+    if weights.numel() == 0:
         return torch.zeros_like(weights), cotangent.clone()
     # Count down instead of `reverse=True`: that flips, and so copies, the whole stack of weights. Only the cotangents
     # depend on each other; once they are known, the weight gradients are N independent ones.
-    layers = torch.arange(num_layers - 1, -1, -1, device=weights.device).unsqueeze(1)  # [N, 1]
+    layers = torch.arange(weights.shape[0] - 1, -1, -1, device=weights.device).unsqueeze(1)  # [N, 1]
     dx, cotangents = scan(body, cotangent, layers)
     return torch.func.vmap(dweights)(weights, carries, cotangents.flip(0)), dx
 
