@@ -49,7 +49,7 @@ def unroll_apply_layers(weights: jax.Array, x: jax.Array) -> jax.Array:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
     # Split once: the gradient of `weights[i]` would be a stack of zeros around each layer's, N times.
-    y = x
+    y = x.copy()
     for w in lax.split(weights, (1,) * weights.shape[0]):  # [1, d, d]
         y, _ = dense(y, w[0])
     return y

@@ -262,6 +262,18 @@ def test_right_sizes_unknown_at_trace_time_are_accepted(signature):
         np.testing.assert_array_equal(y.numpy(), apply_layers(weights, x))
 
 
+def test_the_twin_asserts_sizes_unknown_at_trace_time_too():
+    """It needs N when it is traced, but no width; one layer that is not square runs: y has another length than x."""
+    implementation = loaded("tf_while")
+    import tensorflow as tf
+
+    specs = [tf.TensorSpec([1, None, None]), tf.TensorSpec([None])]
+    program = tf.function(implementation.unroll_apply_layers, input_signature=specs, autograph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"weights: expected shape \(N, d, d\), got"):
+        program(tf.ones((1, 2, 3)), tf.ones(3))
+    assert program(tf.fill((1, 2, 2), 2.0), tf.ones(2)).numpy().tolist() == [4, 4]
+
+
 # reference/arguments.py by itself.
 
 

@@ -308,8 +308,13 @@ def test_no_depth_is_traced_twice(monkeypatch, name):
     """Counted where it cannot be missed, by the layer itself; in torch, program_count is torch's own count."""
     implementation = loaded(name)
     stack = importlib.import_module(f"{name}.stack")
-    calls = []
-    monkeypatch.setattr(stack, "dense", lambda *args, dense=stack.dense: calls.append(1) or dense(*args))
+    dense, calls = stack.dense, []
+
+    def counted(*args):
+        calls.append(args)
+        return dense(*args)
+
+    monkeypatch.setattr(stack, "dense", counted)
     arrays = [implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((3, 17, 17), (17,))]
     implementation.scan_apply_layers(*arrays)
     traced = len(calls)

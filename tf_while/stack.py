@@ -40,7 +40,8 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         ValueError: "weights: expected shape (N, d, d), got ...", "x: expected shape (d,), got ..."
 
     Graph: exactly the same number of operations for every N >= 2, forward and gradient, with one loop each way.
-    Limits: called as it stands it is a graph, not XLA. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
+    Limits: called as it stands it is a graph, not XLA. Under `tf.function(jit_compile=True)` N = 0 needs a static N and
+        sizes unknown at trace time go unchecked.
     """
     _check(weights, x)
     weights, x = _check_at_run_time(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
@@ -52,6 +53,7 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
+    weights, x = _check_at_run_time(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
     # Split once: the gradient of `weights[i]` would be a stack of zeros around each layer's, N times.
     y = tf.identity(x)
     for w in tf.unstack(weights):  # [d, d]
@@ -105,7 +107,7 @@ def _check(weights: Any, x: Any) -> None:
 
 
 def _check_at_run_time(weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Let the graph assert the sizes that trace time does not know, and know them from there on. XLA drops assertions."""
+    """Let the graph assert the sizes that trace time does not know, and know them afterwards. XLA drops assertions."""
     sizes = [None, None, None] if weights.shape.rank is None or x.shape.rank is None else [*weights.shape[1:], *x.shape]
     if None not in sizes:
         return weights, x

@@ -72,7 +72,7 @@ def _scan(
 
     if weights.numel() == 0:  # the operator refuses an empty stack
         return x.clone(), x.new_empty((weights.shape[0], *x.shape))
-    return scan(body, x, weights)
+    return scan(body, own(x), weights)  # own: the carry comes back contiguous, so it must start so
 
 
 def _check(weights: Any, x: Any) -> None:

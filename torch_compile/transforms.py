@@ -30,7 +30,8 @@ def gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
         # Leaves of their own: the caller's tensors keep their history and their requires_grad.
         leaves = weights.detach().requires_grad_(), x.detach().requires_grad_()
         y = apply(*leaves)
-        return y.detach(), *torch.autograd.grad(y, leaves, cotangent, materialize_grads=True)
+        # clone: without layers the cotangent itself would come back as dx
+        return y.detach(), *torch.autograd.grad(y, leaves, cotangent.clone(), materialize_grads=True)
 
     return run
 
