@@ -44,7 +44,7 @@ class Mode(NamedTuple):
 
 FEW = ("worked_example_2x2", "orthogonal_3x7", "orthogonal_1024x16", "permutation_1001x16")
 MODES = {
-    "quick": Mode((4, 64, 1024), (4, 16), (), {"float32": FEW}, False, 5, 1, 0.3),
+    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, 5, 1, 0.3),
     "default": Mode(
         (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, 10, 3, 0.5
     ),
