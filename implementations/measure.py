@@ -31,12 +31,16 @@ RECOMPILE_DEPTHS = (0, 1, 2, 3, 8, 64)
 PROGRAMS = {"jax_scan": 6, "torch_compile": 3, "tf_while": 1}
 
 
+_READERS = ThreadPoolExecutor(2)
+
+
 class Mode(NamedTuple):
     rolled: tuple[int, ...]  # depths N
     unrolled: tuple[int, ...]
     alternatives: tuple[int, ...]
     cases: dict[str, tuple[str, ...]]  # dtype -> names
-    gradients: bool
+    gradients: bool  # of the rolled and the unrolled form
+    alternative_gradients: bool
     patience: float  # seconds: a form is not tried deeper once a compilation has taken longer
     compilations: int  # timed ones: of the rolled form, and of the unrolled one until they take REPEAT_SECONDS together
     run_seconds: float  # spent on run time at each depth
@@ -45,11 +49,11 @@ class Mode(NamedTuple):
 FEW = ("worked_example_2x2", "orthogonal_3x7", "orthogonal_1024x16", "permutation_1001x16")
 TWO = ("orthogonal_1024x16", "permutation_1001x16")  # one width: each compiles for seconds in torch
 MODES = {
-    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, 5, 1, 0.3),
+    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, False, 5, 1, 0.3),
     "default": Mode(
-        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": TWO, "bfloat16": TWO}, True, 10, 3, 0.5
+        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": TWO, "bfloat16": TWO}, True, False, 10, 3, 0.5
     ),
-    "full": Mode(DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, 20, 3, 2.0),
+    "full": Mode(DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, True, 20, 3, 2.0),
 }
 
 
@@ -108,7 +112,7 @@ def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) ->
         chosen["rolled"] = implementation.scan_apply_layers, implementation.compile
     if N in mode.unrolled:
         chosen["unrolled"] = implementation.unroll_apply_layers, implementation.compile
-    if N in mode.alternatives and (not gradient or len(mode.alternatives) > 1):
+    if N in mode.alternatives and (not gradient or mode.alternative_gradients):
         chosen |= implementation.ALTERNATIVES
     return chosen
 
@@ -203,9 +207,8 @@ def interleave(
 def reader(weights: np.ndarray) -> Callable[[], Any]:
     """The fastest of several ways to read the weights once: the time that no stack can beat."""
     words = weights.reshape(-1).view(np.int64)
-    pool = ThreadPoolExecutor(2)
     halves = np.array_split(words, 2)
-    readers = [lambda: words.max(), lambda: list(pool.map(np.max, halves)), lambda: weights.sum()]
+    readers = [lambda: words.max(), lambda: list(_READERS.map(np.max, halves)), lambda: weights.sum()]
 
     def seconds(read: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -216,7 +219,7 @@ def reader(weights: np.ndarray) -> Callable[[], Any]:
 
 
 def problem(implementation: Implementation, N: int) -> tuple[Any, Any, Any]:
-    """Orthogonal-sized random weights [N, D, D], x [D], cotangent [D] in float32: nothing grows out of range."""
+    """Gaussian weights [N, D, D], x [D], cotangent [D] in float32: nothing grows out of range."""
     rng = np.random.default_rng(N)
     arrays = rng.standard_normal((N, D, D)) / np.sqrt(D), rng.standard_normal(D), rng.standard_normal(D)
     weights, x, cotangent = (implementation.from_numpy(array.astype(np.float32)) for array in arrays)

@@ -15,6 +15,25 @@ class jax_scan:
         return jax.vmap(apply, (None, 0))(w, jax.numpy.stack([x, tx]))
 
     @staticmethod
+    def ensemble(apply, w, x, tw, tx):
+        import jax
+
+        return jax.vmap(apply, (0, None))(jax.numpy.stack([w, tw]), x)
+
+    @staticmethod
+    def per_example_gradients(apply, w, x, tw, tx):
+        import jax
+
+        gradient = jax.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
+        return jax.vmap(gradient, (None, 0))(w, jax.numpy.stack([x, tx]))
+
+    @staticmethod
+    def gradient_of_batch(apply, w, x, tw, tx):
+        import jax
+
+        return jax.grad(lambda w: (jax.vmap(apply, (None, 0))(w, jax.numpy.stack([x, tx])) ** 2).sum() / 2)(w)
+
+    @staticmethod
     def forward_mode(apply, w, x, tw, tx):
         import jax
 
@@ -47,6 +66,25 @@ class torch_compile:
         import torch
 
         return torch.func.vmap(apply, (None, 0))(w, torch.stack([x, tx]))
+
+    @staticmethod
+    def ensemble(apply, w, x, tw, tx):
+        import torch
+
+        return torch.func.vmap(apply, (0, None))(torch.stack([w, tw]), x)
+
+    @staticmethod
+    def per_example_gradients(apply, w, x, tw, tx):
+        import torch
+
+        gradient = torch.func.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
+        return torch.func.vmap(gradient, (None, 0))(w, torch.stack([x, tx]))
+
+    @staticmethod
+    def gradient_of_batch(apply, w, x, tw, tx):
+        import torch
+
+        return torch.func.grad(lambda w: (torch.func.vmap(apply, (None, 0))(w, torch.stack([x, tx])) ** 2).sum() / 2)(w)
 
     @staticmethod
     def forward_mode(apply, w, x, tw, tx):
@@ -83,6 +121,27 @@ class tf_while:
         import tensorflow as tf
 
         return tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx]))
+
+    @staticmethod
+    def ensemble(apply, w, x, tw, tx):
+        import tensorflow as tf
+
+        return tf.vectorized_map(lambda w: apply(w, x), tf.stack([w, tw]))
+
+    @staticmethod
+    def per_example_gradients(apply, w, x, tw, tx):
+        import tensorflow as tf
+
+        return tf.vectorized_map(lambda x: tf_while._gradient(apply, w, x), tf.stack([x, tx]))
+
+    @staticmethod
+    def gradient_of_batch(apply, w, x, tw, tx):
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            loss = tf.reduce_sum(tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx])) ** 2) / 2
+        return tape.gradient(loss, w)
 
     @staticmethod
     def forward_mode(apply, w, x, tw, tx):

@@ -26,6 +26,9 @@ def _gradient(w, x):
 
 EXPECTED = {
     "batching": lambda: np.stack([apply_layers(W, X), apply_layers(W, TX)]),
+    "ensemble": lambda: np.stack([apply_layers(W, X), apply_layers(TW, X)]),
+    "per_example_gradients": lambda: tuple(map(np.stack, zip(_gradient(W, X), _gradient(W, TX), strict=True))),
+    "gradient_of_batch": lambda: _gradient(W, X)[0] + _gradient(W, TX)[0],
     "forward_mode": lambda: apply_layers(W + 1j * STEP * TW, X + 1j * STEP * TX).imag / STEP,
     "reverse_inside": lambda: _gradient(W, X),
     # The complex step through the gradient: exact, and symmetric, so forward and reverse over reverse agree.
@@ -90,6 +93,9 @@ PROBES = {
     "gradient inside the user's compiled function": from_outside("reverse_inside"),
     "reverse mode from outside": case_of("orthogonal_3x7", "float32"),
     "batching from outside (the framework's vmap)": from_outside("batching"),
+    "ensembles from outside (batched weights)": from_outside("ensemble"),
+    "per-example gradients from outside (batched gradient)": from_outside("per_example_gradients"),
+    "gradient of a batch from outside": from_outside("gradient_of_batch"),
     "forward mode from outside": from_outside("forward_mode"),
     "second order from outside, reverse over reverse": from_outside("reverse_over_reverse"),
     "second order from outside, forward over reverse": from_outside("forward_over_reverse"),

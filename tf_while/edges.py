@@ -28,7 +28,8 @@ def to_numpy(array: tf.Tensor) -> np.ndarray:
 
 def wait(value: Any) -> Any:
     """Return `value` once every array in it has been computed."""
-    tf.config.list_physical_devices("GPU") and tf.test.experimental.sync_devices()
+    if tf.config.list_physical_devices("GPU"):
+        tf.test.experimental.sync_devices()
     return value
 
 

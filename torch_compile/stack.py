@@ -42,7 +42,7 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         ValueError: "weights: expected shape (N, d, d), got ...", "x: expected shape (d,), got ..."
 
     Graph: exactly the same number of operations for every N >= 2, forward and gradient, with one loop each way.
-    Limits: weights that are not contiguous are copied once. A second derivative runs layer by layer.
+    Limits: weights that are not contiguous are copied once. Forward mode and second derivatives run layer by layer.
     """
     _check(weights, x)
     return differentiable(_scan, dense, weights, x)
