@@ -52,6 +52,22 @@ TORCH_INSIDE = No(
     TORCH,
 )
 TORCH_LOOP = Yes("runs layer by layer: right to any order, but of size N", f"{TORCH_ISSUES}91469")
+TORCH_CLOSED_OVER = No(
+    "refused, since it could be lost or multiplied: repeat the value along the layer axis in stacked_params",
+    f"{TORCH_ISSUES}153679",
+    "builtins.TypeError",
+    TORCH,
+)
+TORCH_AUTOCAST = No(
+    "it would change dtypes within a layer, so it is refused: cast_params casts in sight",
+    "https://docs.pytorch.org/docs/2.13/amp.html",
+    "builtins.RuntimeError",
+    TORCH,
+)
+TORCH_EXPORT = NotApplicable("torch_compile, tf_while: the program that serves all N needs no export")
+TF_EXPORT = TORCH_EXPORT
+JAX_AUTOCAST = NotApplicable("jax_scan, tf_while: the framework has no autocast; cast_params casts in sight")
+TF_AUTOCAST = JAX_AUTOCAST
 TF_STATIC = Yes("under XLA only where N is static")
 TF_INSIDE = Yes("inside a tf.function; around the stack called as it stands it can raise a TypeError", TF_FORWARD)
 TF_FORWARD_REVERSE = No(
@@ -81,6 +97,32 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "forward mode from outside": (Yes(), TORCH_LOOP, TF_INSIDE),
     "second order from outside, reverse over reverse": (Yes(), TORCH_LOOP, Yes()),
     "second order from outside, forward over reverse": (Yes(), TORCH_LOOP, TF_FORWARD_REVERSE),
+    "any layer: nested trees, None, integers, xs and ys": (Yes(), Yes(), Yes()),
+    "reverse": (Yes(), Yes(), Yes()),
+    "unroll=k, where k does not divide N": (Yes(), Yes(), Yes()),
+    "remat=True": (Yes(), Yes(), Yes()),
+    "remat=k, where k does not divide N": (Yes(), Yes(), Yes()),
+    "any layer, N = 0 and N = 1": (Yes(), Yes(), TF_STATIC),
+    "a stack in a stack": (Yes(), Yes(), Yes()),
+    "a stack used several times in one program": (Yes(), Yes(), Yes()),
+    "a parameter shared by all layers": (Yes(), Yes(), Yes()),
+    "a closed-over value gets its gradient": (Yes(), TORCH_CLOSED_OVER, Yes()),
+    "gradient of a compiled stack": (Yes(), Yes(), Yes()),
+    "layers that end in tanh, sigmoid, exp, softmax": (Yes(), Yes(), Yes()),
+    "frozen parameters, frozen carry": (Yes(), Yes(), Yes()),
+    "`vjp_layers`, compiled": (Yes(), Yes(), Yes()),
+    "`jvp_layers`, compiled": (Yes(), Yes(), Yes()),
+    "`hvp_layers`, compiled": (Yes(), Yes(), Yes()),
+    "`vmap_layers`, compiled": (Yes(), Yes(), Yes()),
+    "`vmap_vjp_layers` (per-example gradients), compiled": (Yes(), Yes(), Yes()),
+    "one program for all N, any layer": (JAX_STATIC, Yes("for N >= 2"), Yes("in graph mode")),
+    "one exported program for all N": (Yes("by jax.export with a symbolic N"), TORCH_EXPORT, TF_EXPORT),
+    "gates: early exit, padded depth": (Yes(), Yes(), Yes()),
+    "dropout: one key a layer": (Yes(), Yes(), Yes()),
+    "mixed precision: bfloat16 carry, float32 params": (Yes(), Yes(), Yes()),
+    "autocast around the stack": (JAX_AUTOCAST, TORCH_AUTOCAST, TF_AUTOCAST),
+    "which layer made the NaN": (Yes(), Yes(), Yes()),
+    "the stack by name in a profile": (Yes(), Yes(), Yes()),
 }
 
 

@@ -71,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"only these, separated by commas; then a missing framework is an error. Of: {', '.join(NAMES)}",
     )
     made.add_argument(
-        "--depths", type=_depths, metavar="N,N,...", help="measure at these numbers of layers instead of the mode's own"
+        "--depths",
+        type=_depths,
+        metavar="N,N,...",
+        help="measure the dense stack at these numbers of layers instead of the mode's own",
     )
     made.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
     made.add_argument(
@@ -158,8 +161,12 @@ def merge(mode: str, known: dict[str, str], measured: list[dict[str, Any]], seco
     mode             "quick", "default" or "full"
     provenance       name -> text: date, command, commit, cpu, platform, environment, ...
     implementations  one object each, as `measure` prints it: name, status ("ok", "not run", "failed"), then either
-                     reason and install, or versions, settings, units, numerics, sizes, times, recompiles, problems,
-                     seconds; asked_for: whether it was named on the command line
+                     reason and install, or versions, settings, units, numerics, sizes, times, linear, programs,
+                     recompiles, problems, seconds; asked_for: whether it was named on the command line
+      sizes, times   the dense stack: form, N, d, dtype, gradient, then counts and temp_bytes, or seconds
+      linear         run_seconds of its rolled gradient at several N, timed in turn; empty in a quick run
+      programs       the general stack, empty in a quick run: program (its name), form, unroll, remat, layer, N, d, dtype,
+                     carry_bytes (of one carry), captured, lowered, compiled, loops, temp_bytes
     capabilities     names, rows of states and numbered notes: the declared matrix
     deviations       everything observed that is not as declared; empty is exit status 0
     seconds          the whole run

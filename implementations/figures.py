@@ -39,6 +39,7 @@ def figures(results: Results) -> dict[str, Figure]:
             "span the same number of decades.",
             [_row(results, level, sizes) for level in LEVELS],
         ),
+        **_general(results),
         "compile-time": _figure(
             "compile-time",
             "Compile time",
@@ -62,6 +63,84 @@ def figures(results: Results) -> dict[str, Figure]:
         # Not on the page: the one to show elsewhere.
         "overview": _figure("overview", "Compiled size and compile time", "", [compiled, compile_time]),
     }
+
+
+def _general(results: Results) -> dict[str, Figure]:
+    """The figures of the general stack, where it was measured."""
+    if not any(summary.programs(measured) for measured in summary.ran(results)):
+        return {}
+    layer, kept = summary.main_layer(results), summary.main_layer(results, remat=True)
+    found = {
+        "programs": _figure(
+            "programs",
+            "Compiled size of each program of the general stack",
+            f"{_held(results)} Layer: {layer}; each panel has its own unit.",
+            [[_general_panel(measured, "compiled", layer) for measured in summary.implementations(results)]],
+        )
+    }
+    if kept:
+        found["remat"] = _figure(
+            "remat",
+            "Memory of each choice of remat",
+            f"{_kept(results, kept)} Layer: {kept}.",
+            [[_general_panel(measured, "temp_bytes", kept) for measured in summary.implementations(results)]],
+        )
+    return found
+
+
+def _held(results: Results) -> str:
+    broken = [
+        f"{program.name} of {program.layer} in {measured['name']}"
+        for measured in summary.ran(results)
+        for program in summary.programs(measured)
+        if program.form == "rolled" and not program.holds("compiled")
+    ]
+    if broken:
+        return f"Not of one size or below one: {', '.join(broken)}."
+    return (
+        "Each derivative, batch and choice of remat is one program of one size; k layers a step or a group, below one."
+    )
+
+
+def _kept(results: Results, layer: str) -> str:
+    said = []
+    for measured in summary.ran(results):
+        facts = [
+            f"{program.name.removeprefix('gradient, ').replace('gradient', 'remat=False')} {added / carry:.2g}"
+            for program in _gradients(measured, layer)
+            if (added := program.memory_a_layer()) is not None and (carry := program.carry_bytes)
+        ]
+        said += [f"{measured['name']}: {', '.join(facts)}"] if facts else []
+    return f"Carries that one more layer adds. {'; '.join(said)}." if said else ""
+
+
+def _gradients(measured: Measured, layer: str) -> list[summary.Counted]:
+    return [program for program in summary.programs(measured, layer) if program.name.startswith("gradient")]
+
+
+def _general_panel(measured: Measured, key: str, layer: str) -> Panel:
+    programs = _gradients(measured, layer) if key == "temp_bytes" else summary.programs(measured, layer)
+    programs = [p for p in programs if p.counts(key) and (key == "temp_bytes" or p.form == "rolled")]
+    looks = iter(drawing.MANY)
+    lines = []
+    for program in programs:
+        colour, marker = (drawing.UNROLLED, "s") if program.form == "unrolled" else next(looks)
+        name = "unrolled" if program.form == "unrolled" else program.name
+        values = {n: summary.spread([count]) for n, count in program.counts(key).items() if count > 0}
+        if values:
+            lines.append(Line(name, False, values, colour, marker))
+    lines.sort(key=lambda line: -line.values[max(line.values)].median)  # the legend in the order of the lines
+    depths = sorted({n for line in lines for n in line.values})
+    record = next(iter(measured.get("programs", ())), {})
+    unit = measured.get("units", {}).get("compiled")
+    quantity = (
+        "temporary memory of the gradient" if key == "temp_bytes" else f"compiled: {unit}" if unit else "compiled"
+    )
+    where = f"N = {depths[0]} to {depths[-1]} layers · d = {record['d']}, {record['dtype']}" if depths else ""
+    missing = "" if lines else "not measured" if measured.get("status") == "ok" else str(measured.get("status"))
+    versions = _versions(measured)
+    kind = "bytes" if key == "temp_bytes" else "count"
+    return Panel(measured["name"], versions, quantity, kind, where, lines, missing)
 
 
 def _flat(results: Results) -> str:
@@ -141,13 +220,17 @@ def _panel(measured: Measured, key: str, setting: Setting | None) -> Panel:
         missing = "not reported by this framework" if silent else "not measured"
     return Panel(
         measured["name"],
-        ", ".join(f"{package} {version}" for package, version in list(measured.get("versions", {}).items())[:2]),
+        _versions(measured),
         quantity,
         kind,
         f"N = {depths[0]} to {depths[-1]} layers · {setting}" if depths else "",
         lines,
         missing,
     )
+
+
+def _versions(measured: Measured) -> str:
+    return ", ".join(f"{package} {version}" for package, version in list(measured.get("versions", {}).items())[:2])
 
 
 def _values(measured: Measured, key: str, form: str, gradient: bool, setting: Setting | None) -> dict[int, Spread]:

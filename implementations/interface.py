@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
-Apply: TypeAlias = Callable[[Array, Array], Array]  # (weights [N, d, d], x [d]) -> y [d]
-Gradient: TypeAlias = Callable[
-    [Array, Array, Array], tuple[Array, Array, Array]
-]  # (weights, x, cotangent) -> (y, dweights, dx)
+Tree: TypeAlias = Any  # nested dicts, tuples and lists of arrays; None holds none
+Layer: TypeAlias = Callable[..., tuple[Tree, Tree]]  # (carry, params[, x]) -> (new_carry, y)
+Apply: TypeAlias = Callable[..., Array]  # e.g. (weights [N, d, d], x [d]) -> y [d]
+Gradient: TypeAlias = Callable[..., tuple[Array, ...]]  # (*args, cotangent) -> (y, *dargs)
 
 LEVELS = ("captured", "lowered", "compiled")
 
@@ -25,15 +25,113 @@ class Implementation(Protocol):
     def scan_apply_layers(self, weights: Array, x: Array) -> Array:
         """Apply N dense layers, `y = weights[i] @ y`, with a loop of constant size. Compiled, callable as it stands."""
 
+    def scan_layers(
+        self,
+        layer: Layer,
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        reverse: bool = False,
+        unroll: int = 1,
+        remat: bool | int = False,
+    ) -> tuple[Tree, Tree]:
+        """Apply N layers of any kind, with a loop of constant size: (carry, ys). Semantics: `jax.lax.scan`."""
+
     def unroll_apply_layers(self, weights: Array, x: Array) -> Array:
         """The same values by a Python loop over the layers, split once: the twin whose graph grows with N."""
 
-    # transforms.py: derivatives of a whole stack
+    def unroll_layers(
+        self, layer: Layer, stacked_params: Tree, init: Tree, xs: Tree = None, *, reverse: bool = False
+    ) -> tuple[Tree, Tree]:
+        """The same values as `scan_layers`, by a Python loop over the layers."""
+
+    # transforms.py: derivatives and batching of a whole stack, of constant size when compiled
+    def vjp_layers(
+        self,
+        layer: Layer,
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        cotangents: tuple[Tree, Tree],
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Reverse mode: (carry, ys), (dstacked_params, dinit, dxs)."""
+
+    def jvp_layers(
+        self,
+        layer: Layer,
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        tangents: tuple[Tree, Tree, Tree],
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Forward mode: (carry, ys), (tcarry, tys)."""
+
+    def vmap_layers(
+        self,
+        layer: Layer,
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        in_axes: Any = (None, 0, None),
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Batching over inits, stacks (ensembles), xs or several of them: (carry [B, ...], ys [B, N, ...])."""
+
+    def hvp_layers(
+        self,
+        layer: Layer,
+        loss: Callable[[Tree, Tree], Array],
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        tangents: tuple[Tree, Tree, Tree],
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Gradient of `loss(carry, ys)` and its product with the Hessian, forward over reverse."""
+
+    def vmap_vjp_layers(
+        self,
+        layer: Layer,
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        cotangents: tuple[Tree, Tree],
+        in_axes: Any = (None, 0, None),
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Per-example gradients: `vjp_layers` of every member of a batch."""
+
     def gradient(self, apply: Apply) -> Gradient:
-        """The framework's ordinary reverse mode around `apply`: `(weights, x, cotangent) -> (y, dweights, dx)`."""
+        """The framework's ordinary reverse mode around `apply`: `(*args, cotangent) -> (y, *dargs)`."""
 
     def compile_gradient(self, apply: Apply) -> Gradient:
         """`gradient(apply)`, compiled."""
+
+    # recipes.py: what users of layer stacks ask for, around a layer
+    def gated(self, layer: Layer) -> Layer:
+        """A layer with a gate in xs: early exit, and stacks of several depths in one program."""
+
+    def layer_keys(self, seed: int, num_layers: int, shape: tuple[int, ...]) -> Tree:
+        """xs of one key a layer, for layers that call `dropout` on arrays of `shape`."""
+
+    def dropout(self, array: Array, key: Array, rate: float) -> Array:
+        """Zero each element with probability `rate`, divide the others by 1 - rate; the key determines the mask."""
+
+    def cast_params(self, layer: Layer, dtype: Any) -> Layer:
+        """Mixed precision: floating-point params are cast inside the layer."""
+
+    def locate_nonfinite(
+        self, layer: Layer, stacked_params: Tree, init: Tree, xs: Tree = None, *, reverse: bool = False
+    ) -> Array:
+        """The index of the first layer that makes a NaN or an infinity, -1 for none."""
 
     # layers.py: the scan bodies, `layer(carry, params) -> (carry, y)`
     LAYERS: Mapping[str, Callable[..., tuple[Any, Any]]]
@@ -45,7 +143,7 @@ class Implementation(Protocol):
     UNITS: Mapping[str, str]  # level -> what is counted there
 
     def graph_size(self, apply: Apply, *args: Array, cotangent: Array | None = None) -> dict[str, int]:
-        """Count `apply(*args)`, or with `cotangent` its gradient program: "captured", "lowered", "compiled"; "loops"
+        """Count `apply(*arrays)`, or with `cotangent` its gradient program: "captured", "lowered", "compiled"; "loops"
         left by the compiler; "temp_bytes", the peak memory of the compiled program beside arguments and results."""
 
     def compile_seconds(self, apply: Apply, *args: Array, cotangent: Array | None = None) -> float:
@@ -63,6 +161,9 @@ class Implementation(Protocol):
 
     def to_numpy(self, array: Array) -> Any:
         """The NumPy array of the same shape, dtype and bytes."""
+
+    def as_leaf(self, value: Any) -> Any:
+        """Shape and dtype of an array, for the checks of arguments; None for what is no array of the framework."""
 
     def wait(self, value: Any) -> Any:
         """Return `value` once every array in it has been computed."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import REQUIRES, load
+from implementations import REQUIRES, load, programs
 from implementations.environment import pin
 from implementations.interface import Implementation
 from reference.cases import DTYPES, NAMES, case
@@ -44,16 +44,30 @@ class Mode(NamedTuple):
     patience: float  # seconds: a form is not tried deeper once a compilation has taken longer
     compilations: int  # timed ones: of the rolled form, and of the unrolled one until they take REPEAT_SECONDS together
     run_seconds: float  # spent on run time at each depth
+    linear: tuple[int, ...] = ()  # depths at which the gradient is timed in turn
+    programs: dict[str, tuple[str, ...]] = {}  # of the general stack: layer -> names
+    program_depths: tuple[int, ...] = ()
+    stepped: tuple[int, ...] = ()  # more of them for several layers a step, where the remainder counts
+    twins: tuple[int, ...] = ()  # depths of the unrolled form of the general stack
 
 
 FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
+# A program of the general stack compiles for 5 to 40 s in torch: the default run has those that say most. The dense
+# layer's forward and gradient are measured anyway; a choice of remat matters where a layer keeps more than its carry.
+DERIVATIVES = ("vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers")
+REMAT = ("gradient", "gradient, remat=True", f"gradient, remat={programs.K}", "gradient, unrolled")
 MODES = {
     "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, False, 5, 1, 0.3),
     "default": Mode(
-        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, False, 10, 3, 0.5
+        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, False, 10, 3, 0.5,
+        linear=(256, 1024), programs={"dense": DERIVATIVES, "mlp": REMAT}, program_depths=(23, 1023), twins=(2, 4),
     ),
-    "full": Mode(DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, True, 20, 3, 2.0),
-}
+    "full": Mode(
+        DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, True, 20, 3, 2.0,
+        linear=(256, 1024), programs=dict.fromkeys(("dense", "mlp"), programs.NAMES), program_depths=(16, 23, 64, 1023),
+        stepped=(17, 65, 66, 1024), twins=(2, 3, 8, 16),
+    ),
+}  # fmt: skip
 
 
 def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
@@ -61,7 +75,9 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     start = time.perf_counter()
     implementation = load(name)
     groups = [(gradient, N) for gradient in (False, True)[: 1 + mode.gradients] for N in depths(mode)]
+    general = general_programs(implementation, mode)
     total = 1 + sum(map(len, mode.cases.values())) + sum(len(forms(implementation, mode, *group)) for group in groups)
+    total += len(mode.linear) + len(general)
     done = 0
 
     def step(what: str) -> None:
@@ -70,7 +86,7 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         done += 1
 
     step("programs compiled")
-    programs = count_programs(implementation)  # first: nothing else has been compiled yet
+    compiled = count_programs(implementation)  # first: nothing else has been compiled yet
     numerics = list(check_numerics(implementation, mode, step))
     sizes: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
@@ -78,6 +94,11 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     implementation.compile_seconds(implementation.scan_apply_layers, *problem(implementation, 4)[:2])  # warm up
     for gradient, N in groups:
         measure_depth(implementation, mode, gradient, N, given_up, sizes, times, step)
+    linear = measure_linear(implementation, mode, step)
+    general_sizes = []
+    for program, N in general:
+        step(f"{program.name} N={N}")
+        general_sizes.append(programs.size(implementation, program, N))
     return {
         "name": name,
         "status": "ok",
@@ -87,12 +108,14 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         "numerics": numerics,
         "sizes": sizes,
         "times": times,
+        "linear": linear,
+        "programs": general_sizes,
         "recompiles": [
             {
                 "what": f"N = {', '.join(map(str, RECOMPILE_DEPTHS))}, called as it stands",
-                "programs": programs,
+                "programs": compiled,
                 "declared": PROGRAMS[name],
-                "ok": programs == PROGRAMS[name],
+                "ok": compiled == PROGRAMS[name],
             }
         ],
         "seconds": time.perf_counter() - start,
@@ -102,6 +125,17 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
 
 def depths(mode: Mode) -> list[int]:
     return sorted({*mode.rolled, *mode.unrolled, *mode.alternatives})
+
+
+def general_programs(implementation: Implementation, mode: Mode) -> list[tuple[programs.Program, int]]:
+    """Which programs of the general stack, and at which N: each at all its depths, one program after the other."""
+    chosen = []
+    for layer, names in mode.programs.items():
+        for program in programs.programs(implementation, layer):
+            depths = {*mode.program_depths, *(mode.stepped if max(program.unroll, program.remat) > 1 else ())}
+            depths = set(mode.twins) if program.form == "unrolled" else depths
+            chosen += [(program, N) for N in sorted(depths) if program.name in names]
+    return chosen
 
 
 def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) -> dict[str, tuple[Any, Any]]:
@@ -186,6 +220,18 @@ def _program(implementation: Implementation, apply: Any, compiler: Any, gradient
     return implementation.gradient(compiled) if gradient else compiled
 
 
+def measure_linear(implementation: Implementation, mode: Mode, step: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The gradient of the rolled stack at several depths in turn, one program each: what N does to its run time."""
+    runs: dict[str, Callable[[], Any]] = {}
+    for N in mode.linear:
+        step(f"rolled N={N} gradient, in turn")
+        run = implementation.compile_gradient(implementation.scan_apply_layers)
+        runs[str(N)] = partial(run, *problem(implementation, N))
+    seconds = interleave(runs, mode.run_seconds * len(runs), implementation.wait) if runs else {}
+    at = {"form": "rolled", "d": D, "dtype": "float32", "gradient": True}
+    return [at | {"N": N, "run_seconds": seconds[str(N)]} for N in mode.linear]
+
+
 def interleave(
     programs: dict[str, Callable[[], Any]], budget: float, wait: Callable[[Any], Any]
 ) -> dict[str, list[float]]:
@@ -195,7 +241,9 @@ def interleave(
         wait(program())
         wait(program())
     end = time.perf_counter() + budget
-    while len(seconds["read"]) < 5 or (time.perf_counter() < end and len(seconds["read"]) < 200):
+    rounds = 0
+    while rounds < 5 or (time.perf_counter() < end and rounds < 200):
+        rounds += 1
         for name, program in programs.items():
             start = time.perf_counter()
             wait(program())

@@ -98,9 +98,11 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("provenance", table("provenance"))
         + section("numerics", table("numerics"))
         + section("sizes", figure("graph-size"), table("sizes"))
+        + section("programs", figure("programs"), table("programs"))
         + section("compile", figure("compile-time"), table("compile"))
         + section("run", figure("run-time"), table("run"))
         + section("memory", figure("temporary-memory"), table("memory"))
+        + section("remat", figure("remat"), table("remat"))
         + section("alternatives", table("alternatives"))
         + section("recompiles", table("recompiles"))
         + section("capabilities", table("capabilities"), _notes(results))
@@ -164,7 +166,7 @@ def _observed(results: Results) -> str:
     ran = summary.ran(results)
     counted = {
         "comparisons with NumPy": sum(len(measured.get("numerics", ())) for measured in ran),
-        "programs measured": sum(len(measured.get("sizes", ())) for measured in ran),
+        "programs measured": sum(len(measured.get(block, ())) for measured in ran for block in ("sizes", "programs")),
         "recompilation counts": sum(len(measured.get("recompiles", ())) for measured in ran),
     }
     return ", ".join(f"{count:,} {what}" for what, count in counted.items())
@@ -230,12 +232,14 @@ def _table(table: Table) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    legend = (
-        '<span class="swatch" style="color:var(--rolled)">Rolled</span> is the scan, '
-        '<span class="swatch" style="color:var(--unrolled)">unrolled</span> the Python loop.'
-    )
+    legend = ""
+    if any("unrolled" in panel for panel in figure.panels):
+        legend = (
+            ' <span class="swatch" style="color:var(--rolled)">Rolled</span> is the scan, '
+            '<span class="swatch" style="color:var(--unrolled)">unrolled</span> the Python loop.'
+        )
     return (
-        f"<figure><figcaption>{escape(figure.caption)} {legend}</figcaption>"
+        f"<figure><figcaption>{escape(figure.caption)}{legend}</figcaption>"
         f'<div class="panels" style="--columns:{figure.columns}">{"".join(figure.panels)}</div></figure>'
     )
 

@@ -136,6 +136,74 @@ def compared(measured: Measured, key: str, gradient: bool = False) -> Compared |
     return None if n is None else Compared(n, ratio(rolled[n], unrolled[n]))
 
 
+class Counted(NamedTuple):
+    """One program of the general stack: what was counted at each N >= 2."""
+
+    name: str
+    layer: str
+    form: str
+    k: int  # layers a step or a group: the larger of unroll and remat
+    remat: bool | int
+    carry_bytes: int
+    sizes: dict[int, Measured]  # N -> record, in order of N
+
+    def counts(self, key: str) -> dict[int, int]:
+        return {n: record[key] for n, record in self.sizes.items() if record.get(key) is not None}
+
+    def constant(self, key: str) -> int | None:
+        """What the count may be at all N: with one layer a step the first count; with k, the one at the first
+        N >= 2k that leaves the largest remainder, which is the longest program."""
+        counts = {n: count for n, count in self.counts(key).items() if n >= 2 * self.k or self.k == 1}
+        return counts[max(counts, key=lambda n: (n % self.k, -n))] if counts else None
+
+    def holds(self, key: str) -> bool:
+        """Rolled: with one layer a step every count is the constant; with k, for N >= 2k, none is above it."""
+        counts, constant = self.counts(key), self.constant(key)
+        if self.k == 1:
+            return len(set(counts.values())) <= 1
+        return constant is None or all(count <= constant for n, count in counts.items() if n >= 2 * self.k)
+
+    def memory_a_layer(self) -> float | None:
+        """Bytes that one more layer adds, between depths of one remainder, so that the program is the same."""
+        found = self.counts("temp_bytes")
+        return growth({n: size for n, size in found.items() if n % self.k == max(found) % self.k})
+
+
+def programs(measured: Measured, layer: str = "") -> list[Counted]:
+    """The programs of the general stack, of `layer` or of all, in the order in which they were measured."""
+    found: dict[tuple[str, str], list[Measured]] = {}
+    for record in measured.get("programs", ()):
+        if record["N"] >= 2 and layer in ("", record["layer"]):
+            found.setdefault((record["program"], record["layer"]), []).append(record)
+    counted = []
+    for (name, of), records in found.items():
+        first = records[0]
+        k = max(first["unroll"], int(first["remat"]))
+        sizes = {record["N"]: record for record in sorted(records, key=lambda record: record["N"])}
+        counted.append(Counted(name, of, first["form"], k, first["remat"], first["carry_bytes"], sizes))
+    return counted
+
+
+def main_layer(results: Results, remat: bool = False) -> str:
+    """The layer with the most programs, of those with a choice of remat if so asked; of equals the last."""
+    counted = [program for measured in ran(results) for program in programs(measured)]
+    numbers = Counter(program.layer for program in counted if program.remat or not remat)
+    return max(reversed(numbers), key=lambda layer: numbers[layer], default="")
+
+
+class Linear(NamedTuple):
+    low: int
+    high: int
+    ratio: Spread  # time at `high` / time at `low`, timed in turn
+
+
+def linear(measured: Measured) -> Linear | None:
+    """The run time of the rolled gradient at the largest N over that at the smallest: high / low where it is linear."""
+    found = {record["N"]: record["run_seconds"] for record in measured.get("linear", ())}
+    low, high = min(found, default=0), max(found, default=0)
+    return Linear(low, high, ratio(found[high], found[low])) if low < high else None
+
+
 def spread(samples: Sequence[float]) -> Spread:
     if len(samples) < 2:
         return Spread(samples[0], samples[0], samples[0])
@@ -172,10 +240,14 @@ def deviations(results: Results) -> list[str]:
             found.append(f"{name}: asked for by name and not run: {measured.get('reason', '')}")
         elif status == "ok":
             found += [f"{name}: {text}" for text in measured.get("problems", ())]
-            found += [f"{name}: {text}" for text in (*_numerics(measured), *_recompiles(measured), *_laws(measured))]
+            found += [f"{name}: {text}" for text in _broken(measured)]
     if not ran(results):
         found.append("no implementation ran")
     return found
+
+
+def _broken(measured: Measured) -> list[str]:
+    return [*_numerics(measured), *_recompiles(measured), *_laws(measured), *_program_laws(measured)]
 
 
 def _numerics(measured: Measured) -> list[str]:
@@ -218,6 +290,26 @@ def _laws(measured: Measured) -> list[str]:
                 wrong = {n: count for n, count in deep(loops).items() if (count > 0) != (form == "rolled")}
                 if wrong:
                     found.append(f"{form} loops: expected {right} ({where}): {_pairs(wrong)}")
+    return found
+
+
+def _program_laws(measured: Measured) -> list[str]:
+    """The general stack: what `Counted.holds` says, and a loop; its twin, the control: growth, and none."""
+    found = []
+    for program in programs(measured):
+        who = f"{program.name} of {program.layer}"
+        for level in LEVELS:
+            counts = program.counts(level)
+            if program.form == "unrolled":
+                if any(counts[a] >= counts[b] for a, b in pairwise(counts)):
+                    found.append(f"{who}: {level} size does not grow with N: {_pairs(counts)}")
+            elif not program.holds(level):
+                said = "changes with N" if program.k == 1 else f"is above {program.constant(level)}"
+                found.append(f"{who}: {level} size {said}: {_pairs(counts)}")
+        right = "none" if program.form == "unrolled" else "at least one"
+        wrong = {n: count for n, count in program.counts("loops").items() if (count > 0) == (right == "none")}
+        if wrong:
+            found.append(f"{who}: loops: expected {right}: {_pairs(wrong)}")
     return found
 
 

@@ -5,7 +5,7 @@ A cell that ends with BAD is not as declared; a dash means that this was not mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from rich import box
@@ -37,9 +37,11 @@ def tables(results: Results) -> list[Table]:
         provenance(results),
         numerics(results),
         sizes(results),
+        programs(results),
         compile_times(results),
         run_times(results),
         memory(results),
+        remat(results),
         alternatives(results),
         recompiles(results),
         capabilities(results),
@@ -126,11 +128,42 @@ def sizes(results: Results) -> Table:
     return Table("sizes", "Graph size: the same at every N, or growing", columns, "ll" + "r" * 6, rows, note)
 
 
-def _one(counts: dict[int, int]) -> str:
-    if not counts:
-        return NONE
-    low, high = min(counts.values()), max(counts.values())
-    return f"{low:,}" if low == high else flag(f"{low:,}–{high:,}", False)
+def _one(counts: dict[int, int], holds: bool | None = None) -> str:
+    return flag(_range(counts), len(set(counts.values())) <= 1 if holds is None else holds)
+
+
+def programs(results: Results) -> Table:
+    rows, depths, steps = [], set(), set()
+    for measured in summary.ran(results):
+        for program in summary.programs(measured):
+            if program.form == "unrolled":
+                cells = [_growing(program.counts(level)) for level in LEVELS]
+            else:
+                cells = [_one(program.counts(level), program.holds(level)) for level in LEVELS]
+                depths |= set(program.sizes)
+                steps |= {program.k} - {1}
+            rows.append([measured["name"], program.name, program.layer, *cells, _range(program.counts("loops"))])
+    note = f"One count for all of N = {_comma(depths)}. Unrolled: the count at [N]."
+    if steps:
+        note += (
+            f" With k = {_comma(steps)} layers a step or a group the range over N: the remainder counts. Marked where "
+            "a count is above the one at the largest remainder."
+        )
+    columns = ("implementation", "program", "layer", *LEVELS, "loops")
+    return Table("programs", "Programs of the general stack", columns, "lllrrrr", rows, note)
+
+
+def _growing(counts: dict[int, int]) -> str:
+    return f"{counts[max(counts)]:,} [{max(counts)}]" if counts else NONE
+
+
+def _range(counts: dict[int, int]) -> str:
+    low, high = min(counts.values(), default=0), max(counts.values(), default=0)
+    return NONE if not counts else f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _comma(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
 def compile_times(results: Results) -> Table:
@@ -173,10 +206,14 @@ def run_times(results: Results) -> Table:
     rows = []
     for name, measured, setting in _groups(results, "times"):
         rows += _by_depth(name, measured, "run_seconds", setting, cells)
+        grown = summary.linear(measured)
+        if grown:
+            rows.append([name, f"{grown.high} / {grown.low}", NONE, NONE, NONE, wording.spread(grown.ratio), NONE])
     columns = ("implementation", "N", *_twice("a layer", "/ unrolled", "/ reading")[:5])
     note = (
         "Median time of the rolled form a layer, and its ratio to the unrolled twin and to reading the weights once "
-        f"from memory, each timed in the same run, interleaved. Below 1 the rolled form is faster. {PLUS_MINUS}"
+        "from memory, each timed in the same run, interleaved. Below 1 the rolled form is faster. Last row: time of "
+        f"the whole gradient at one N over another, in turn; linear in N is the ratio of the two. {PLUS_MINUS}"
     )
     return Table("run", "Run time", columns, "lr" + "r" * 5, rows, note)
 
@@ -195,6 +232,24 @@ def memory(results: Results) -> Table:
         note += f" Not reported by {', '.join(silent)}."
     columns = ("implementation", "N", *_twice("rolled", "unrolled"))
     return Table("memory", "Temporary memory", columns, "lr" + "r" * 4, rows, note)
+
+
+def remat(results: Results) -> Table:
+    rows, layer = [], summary.main_layer(results, remat=True)
+    for measured in summary.ran(results):
+        for program in summary.programs(measured, layer):
+            added, found = program.memory_a_layer(), program.counts("temp_bytes")
+            if program.name.startswith("gradient") and found:
+                ends = [f"{wording.size(found[n])} [{n}]" for n in (min(found), max(found))]
+                carries = NONE if added is None else f"{added / program.carry_bytes:.3g}"
+                a_layer = NONE if added is None else wording.size(added)
+                rows.append([measured["name"], program.name, *ends, a_layer, carries])
+    note = (
+        f"Layer: {layer}. Temporary memory of the gradient at [N], arguments and results excluded, and what a layer adds, "
+        "between depths of one remainder by k. A group of k layers keeps one carry: 1/k of a carry a layer."
+    )
+    columns = ("implementation", "program", "few layers", "many", "a layer", "in carries")
+    return Table("remat", "Memory of each choice of remat", columns, "llrrrr", rows, note)
 
 
 def alternatives(results: Results) -> Table:

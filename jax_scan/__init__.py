@@ -1,17 +1,37 @@
 """The canonical layer stack: `jax.lax.scan`. The names and their order: `implementations/interface.py`."""
 
 from jax_scan.alternatives import ALTERNATIVES
-from jax_scan.edges import compile, from_numpy, settings, to_numpy, versions, wait
+from jax_scan.autodiff import compile_gradient, gradient
+from jax_scan.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
 from jax_scan.graph import UNITS, compile_seconds, graph_size, program_count
 from jax_scan.layers import LAYERS
-from jax_scan.stack import scan_apply_layers, unroll_apply_layers
-from jax_scan.transforms import compile_gradient, gradient
+from jax_scan.recipes import cast_params, dropout, gated, layer_keys, locate_nonfinite
+from jax_scan.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
+from jax_scan.transforms import (
+    hvp_layers,
+    jvp_layers,
+    vjp_layers,
+    vmap_layers,
+    vmap_vjp_layers,
+)
 
 __all__ = [
     "scan_apply_layers",
+    "scan_layers",
     "unroll_apply_layers",
+    "unroll_layers",
+    "vjp_layers",
+    "jvp_layers",
+    "vmap_layers",
+    "hvp_layers",
+    "vmap_vjp_layers",
     "gradient",
     "compile_gradient",
+    "gated",
+    "layer_keys",
+    "dropout",
+    "cast_params",
+    "locate_nonfinite",
     "LAYERS",
     "ALTERNATIVES",
     "UNITS",
@@ -21,6 +41,7 @@ __all__ = [
     "compile",
     "from_numpy",
     "to_numpy",
+    "as_leaf",
     "wait",
     "versions",
     "settings",

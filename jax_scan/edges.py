@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from reference import arguments
+
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` of the whole function."""
@@ -33,6 +35,11 @@ def from_numpy(array: np.ndarray) -> jax.Array:
 def to_numpy(array: jax.Array) -> np.ndarray:
     """The NumPy array of the same shape, dtype and bytes, in memory of its own."""
     return np.array(array)
+
+
+def as_leaf(value: Any) -> arguments.Leaf | None:
+    """Shape and dtype, for the checks of arguments; None for what is no array of JAX."""
+    return arguments.Leaf(value.shape, value.dtype.name) if isinstance(value, jax.Array) else None
 
 
 def wait(value: Any) -> Any:

@@ -14,7 +14,7 @@ import jax
 from jax.extend import core
 
 from jax_scan import stack
-from jax_scan.transforms import Apply, gradient
+from jax_scan.autodiff import Apply, gradient
 
 UNITS = {"captured": "jaxpr equations", "lowered": "StableHLO ops", "compiled": "optimised HLO instructions"}
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax import lax
 
+from jax_scan import loops
+from jax_scan.edges import as_leaf
 from jax_scan.layers import dense
+from jax_scan.loops import Layer
+from jax_scan.trees import prepare
 from reference import arguments
 
 
@@ -45,32 +48,73 @@ def scan_apply_layers(weights: jax.Array, x: jax.Array) -> jax.Array:
     return _scan(weights, x)
 
 
-def unroll_apply_layers(weights: jax.Array, x: jax.Array) -> jax.Array:
-    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
-    _check(weights, x)
-    # Split once: the gradient of `weights[i]` would be a stack of zeros around each layer's, N times.
-    y = x.copy()
-    for w in lax.split(weights, (1,) * weights.shape[0]):  # [1, d, d]
-        y, _ = dense(y, w[0])
-    return y
-
-
 @jax.jit
 def _scan(weights: jax.Array, x: jax.Array) -> jax.Array:
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
     # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
-    y, _ = lax.scan(dense, x, weights)
+    y, _ = scan_layers(dense, weights, x)
     return y
 
 
+def scan_layers(
+    layer: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    reverse: bool = False,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> tuple[Any, Any]:
+    """Apply N layers of any kind, one after the other, with a program whose size does not depend on N.
+
+    Equivalent loop:
+        carry, ys = init, [None] * N
+        for i in reversed(range(N)) if reverse else range(N):
+            carry, ys[i] = layer(carry, params[i]) if xs is None else layer(carry, params[i], xs[i])
+
+    Args:
+        layer: `layer(carry, params)`, or with xs `layer(carry, params, x)`, returns `(new_carry, y)`; y may be None.
+        stacked_params: nested dicts, tuples and lists of arrays [N, ...]: the parameters of layer i are at index i.
+        init: the first carry, nested likewise. Every new carry has its structure, shapes and dtypes.
+        xs: per-layer inputs, nested likewise, arrays [N, ...].
+        reverse: the last layer comes first. ys stay in the order of the layers.
+        unroll: how many layers the body of the loop holds; any number.
+        remat: what is kept for the backward pass. False: what the layers need; True: one carry a layer; k: one carry
+            every k layers, and the carries of k layers at a time.
+
+    Returns: (carry, ys), every y stacked along axis 0.
+
+    Raises:
+        TypeError, ValueError: before the loop is built, naming argument, leaf, expected and got (words:
+            reference/arguments.py).
+
+    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else never more than
+        for some N below 2k.
+    Limits: what `layer` closes over is shared by all layers and receives its gradient.
+    """
+    num_layers = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
+    stacked = (stacked_params,) if xs is None else (stacked_params, xs)
+    with jax.named_scope("scan_layers"):  # the name of the stack in a profile
+        return loops.scan(layer, stacked, init, num_layers, reverse, unroll, remat)
+
+
+def unroll_apply_layers(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
+    _check(weights, x)
+    y, _ = unroll_layers(dense, weights, x.copy())
+    return y
+
+
+def unroll_layers(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
+) -> tuple[Any, Any]:
+    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
+    num_layers = prepare(layer, stacked_params, init, xs, reverse)
+    return loops.unrolled(layer, (stacked_params,) if xs is None else (stacked_params, xs), init, num_layers, reverse)
+
+
 def _check(weights: Any, x: Any) -> None:
-    for name, value in (("weights", weights), ("x", x)):
-        if not isinstance(value, jax.Array):
-            raise arguments.not_an_array(name, value)
-    arguments.check_dense_stack(_leaf(weights), _leaf(x))
-
-
-def _leaf(array: jax.Array) -> arguments.Leaf:
-    return arguments.Leaf(array.shape, array.dtype.name)
+    arguments.check_dense_stack(arguments.leaf(as_leaf, "weights", weights), arguments.leaf(as_leaf, "x", x))

@@ -7,7 +7,8 @@ never looked at: NaN and infinity pass through.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -19,10 +20,33 @@ class Leaf(NamedTuple):
     dtype: str
 
 
+AsLeaf: TypeAlias = Callable[[Any], Leaf | None]  # None: no array of this framework
+
+
 def not_an_array(name: str, value: object) -> TypeError:
     """The error for a value that is no array of the framework: converting it here could cast it unseen."""
     got = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     return TypeError(f"{name}: expected an array of this framework (from_numpy makes one), got {got}")
+
+
+def closed_over() -> TypeError:
+    """The error for a value whose gradient would be lost: a layer closes over it."""
+    return TypeError(
+        "layer: expected every array that needs a gradient among its arguments, got one that it closes over; repeat "
+        "it along the layer axis in stacked_params"
+    )
+
+
+def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
+    """Shape and dtype of the argument `name`.
+
+    Raises:
+        TypeError: that of `not_an_array`
+    """
+    found = as_leaf(value)
+    if found is None:
+        raise not_an_array(name, value)
+    return found
 
 
 def check_dense_stack(weights: Leaf, x: Leaf) -> None:
@@ -47,6 +71,170 @@ def check_dense_stack(weights: Leaf, x: Leaf) -> None:
     if x.shape is not None and (len(x.shape) != 1 or _differ(x.shape[0], d)):
         batch = "; one vector at a time: vmap_layers batches" if len(x.shape) == 2 else ""
         raise ValueError(f"x: expected shape {_shown((d,))}, got {_shown(x.shape)}{batch}")
+
+
+def check_scan(
+    as_leaf: AsLeaf, stacked_params: Any, init: Any, xs: Any, reverse: Any = False, unroll: Any = 1, remat: Any = False
+) -> Any:
+    """Check the arguments of `scan_layers` and of all that is built on it; the number of layers N, None if unknown.
+
+    Raises:
+        TypeError: "stacked_params['w']: expected an array of this framework ...", "reverse: expected a bool, got 1",
+            "unroll: expected an int of at least 1, got 2.0",
+            "remat: expected False, True or an int of at least 1, got None"
+        ValueError: "stacked_params: expected at least one array, got none",
+            "stacked_params['w']: expected a leading axis of layers, got shape ()",
+            "xs: expected a leading axis of 3 (that of stacked_params['w']), got 4", unroll and remat below 1
+    """
+    if not isinstance(reverse, bool):
+        raise TypeError(f"reverse: expected a bool, got {reverse!r}")
+    _check_count("unroll", unroll, "an int of at least 1")
+    if not isinstance(remat, bool):
+        _check_count("remat", remat, "False, True or an int of at least 1")
+    for path, value in leaves("init", init):
+        leaf(as_leaf, path, value)
+    first, num_layers = "", None
+    for path, value in (*leaves("stacked_params", stacked_params), *leaves("xs", xs)):
+        shape = leaf(as_leaf, path, value).shape
+        if shape == ():
+            raise ValueError(f"{path}: expected a leading axis of layers, got shape ()")
+        size = None if shape is None else shape[0]
+        if _differ(size, num_layers):
+            raise ValueError(f"{path}: expected a leading axis of {num_layers} (that of {first}), got {size}")
+        if not first or num_layers is None:
+            first, num_layers = path, size
+    if not first:
+        raise ValueError("stacked_params: expected at least one array, got none")
+    return num_layers
+
+
+def check_layer(as_leaf: AsLeaf, init: Any, output: Any) -> None:
+    """Check what `layer` returned for a carry like `init`.
+
+    Raises:
+        TypeError: "layer: expected a pair (new_carry, y), got float32[2, 3]",
+            "y[0]: expected an array of this framework ...", and those of `check_like` for the carry
+        ValueError: those of `check_like`
+    """
+    if not (isinstance(output, tuple) and len(output) == 2):
+        raise TypeError(f"layer: expected a pair (new_carry, y), got {_described(as_leaf, output)}")
+    new_carry, y = output
+    for path, value in leaves("y", y):
+        leaf(as_leaf, path, value)
+    check_like(as_leaf, "carry", new_carry, init, "init")
+
+
+def check_like(as_leaf: AsLeaf, path: str, tree: Any, like: Any, of: str, only_floats: bool = False) -> None:
+    """Check that `tree`, called `path`, has the structure, shapes and dtypes of `like`, called `of`.
+
+    With `only_floats`, as for tangents and cotangents, None stands in `tree` where `like` has another dtype.
+
+    Raises:
+        TypeError: "carry['h']: expected float32[4] (that of init), got float64[4]",
+            "carry: expected (*, *) (that of init), got [*, *]"
+        ValueError: "carry['h']: expected float32[4] (that of init), got float32[8]"
+    """
+    before, after = dict(leaves(path, like)), dict(leaves(path, tree))
+    for where in dict.fromkeys((*before, *after)):
+        old, new = (leaf(as_leaf, where, found[where]) if where in found else None for found in (before, after))
+        if only_floats and old is not None and not is_float(old):
+            old = None
+        if old is None and new is None:
+            continue
+        if old is None or new is None or old.dtype != new.dtype or not _may_be_equal(old.shape, new.shape):
+            shown = ["no array" if one is None else _typed(one) for one in (old, new)]
+            only_shape = old is not None and new is not None and old.dtype == new.dtype
+            kind = ValueError if only_shape else TypeError
+            raise kind(f"{where}: expected {shown[0]} (that of {of}), got {shown[1]}")
+    if not only_floats and (old_tree := _described(None, like)) != (new_tree := _described(None, tree)):
+        raise TypeError(f"{path}: expected {old_tree} (that of {of}), got {new_tree}")
+
+
+def check_tangents(as_leaf: AsLeaf, name: str, tangents: Any, primals: tuple[Any, ...], of: tuple[str, ...]) -> None:
+    """Check tangents or cotangents of `primals`, called `of`: one tree like each, or None for zero.
+
+    Raises:
+        TypeError: "cotangents: expected a tuple of carry, ys, got float32[7]", and those of `check_like`
+        ValueError: those of `check_like`
+    """
+    if not (isinstance(tangents, tuple) and len(tangents) == len(primals)):
+        raise TypeError(f"{name}: expected a tuple of {', '.join(of)}, got {_described(as_leaf, tangents)}")
+    for i, (tangent, primal, primal_name) in enumerate(zip(tangents, primals, of, strict=True)):
+        if tangent is not None:
+            check_like(as_leaf, f"{name}[{i}]", tangent, primal, primal_name, only_floats=True)
+
+
+def is_float(array: Leaf) -> bool:
+    """Whether derivatives exist for such an array."""
+    return "float" in array.dtype or "complex" in array.dtype
+
+
+def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any) -> int:
+    """Check `in_axes`, an axis or None for each of `trees` (name -> tree); the size of the batch.
+
+    Raises:
+        TypeError: "in_axes: expected an axis or None for each of stacked_params, init, xs, got 0"
+        ValueError: "init['h']: expected a batch of 3 along axis 0 (that of xs), got shape (2, 7)", "in_axes: expected
+            at least one axis, got (None, None, None)"
+    """
+    axes = in_axes if isinstance(in_axes, (tuple, list)) else ()
+    if len(axes) != len(trees) or not all(axis is None or type(axis) is int for axis in axes):
+        raise TypeError(f"in_axes: expected an axis or None for each of {', '.join(trees)}, got {in_axes!r}")
+    first, batch = "", None
+    for (name, tree), axis in zip(trees.items(), axes, strict=True):
+        for path, value in leaves(name, tree) if axis is not None else ():
+            shape = leaf(as_leaf, path, value).shape or ()
+            size = shape[axis] if -len(shape) <= axis < len(shape) else None
+            if size is None or _differ(size, batch):
+                expected = "a batch" if batch is None else f"a batch of {batch}"
+                of = f" (that of {first})" if first else ""
+                raise ValueError(f"{path}: expected {expected} along axis {axis}{of}, got shape {_shown(shape)}")
+            first, batch = first or path, size
+    if batch is None:
+        raise ValueError(f"in_axes: expected at least one axis, got {in_axes!r}")
+    return batch
+
+
+def leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of nested dicts, tuples and lists; None holds no leaf. Keys in order, so that paths compare."""
+    if isinstance(tree, dict):
+        for key in sorted(tree, key=str):
+            yield from leaves(f"{path}[{key!r}]", tree[key])
+    elif isinstance(tree, (tuple, list)):
+        for i, item in enumerate(tree):
+            yield from leaves(f"{path}[{i}]", item)
+    elif tree is not None:
+        yield path, tree
+
+
+def _described(as_leaf: AsLeaf | None, tree: Any) -> str:
+    """A tree as Python writes it, with dtype[shape] for each array; without `as_leaf` a star for each leaf."""
+    if isinstance(tree, dict):
+        return f"{{{', '.join(f'{key!r}: {_described(as_leaf, tree[key])}' for key in sorted(tree, key=str))}}}"
+    if isinstance(tree, tuple):
+        items = ", ".join(_described(as_leaf, item) for item in tree)
+        return f"({items},)" if len(tree) == 1 else f"({items})"
+    if isinstance(tree, list):
+        return f"[{', '.join(_described(as_leaf, item) for item in tree)}]"
+    if tree is None or as_leaf is None:
+        return "None" if tree is None else "*"
+    array = as_leaf(tree)
+    return type(tree).__name__ if array is None else _typed(array)
+
+
+def _typed(array: Leaf) -> str:
+    return f"{array.dtype}[{'...' if array.shape is None else _shown(array.shape)[1:-1].rstrip(',')}]"
+
+
+def _check_count(name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def _may_be_equal(a: tuple[int | None, ...] | None, b: tuple[int | None, ...] | None) -> bool:
+    return a is None or b is None or (len(a) == len(b) and not any(map(_differ, a, b)))
 
 
 def _differ(a: int | None, b: int | None) -> bool:

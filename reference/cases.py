@@ -123,3 +123,17 @@ _CASES: dict[str, tuple[_Kind, int, int]] = {
 }  # name (depth x width) -> kind, N, d
 NAMES = tuple(_CASES)
 EXACT_NAMES = tuple(_EXACT)
+
+
+def mlp_params(seed: int, N: int, d: int, f: int) -> dict[str, dict[str, Array]]:
+    """Parameters of N layers `mlp`, stacked, in float32: small enough to train, and no two layers alike."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int, scale: float = 0.1, around: float = 0.0) -> Array:
+        return (around + scale * rng.standard_normal((N, *shape))).astype(np.float32)
+
+    return {
+        "norm": {"scale": draw(d, around=1.0), "bias": draw(d)},
+        "up": {"w": draw(d, f, scale=d**-0.5), "bias": draw(f)},
+        "down": {"w": draw(f, d, scale=f**-0.5), "bias": draw(d)},
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 
@@ -35,3 +36,20 @@ def loaded(name):
 
         tf.get_logger().setLevel("ERROR")  # the tests trace often, by intent
     return module
+
+
+def _torch_backend(implementation, monkeypatch, backend):
+    if implementation.__name__ == "torch_compile":
+        monkeypatch.setattr(importlib.import_module("torch_compile.edges"), "BACKEND", backend)
+
+
+@pytest.fixture
+def without_inductor(implementation, monkeypatch):
+    """torch programs stop short of Inductor, which takes seconds for each: for tests that it is not the point of."""
+    _torch_backend(implementation, monkeypatch, "aot_eager")
+
+
+@pytest.fixture
+def captured_only(implementation, monkeypatch):
+    """torch programs are captured, and run as captured: twice as quick again, for tests with a program each."""
+    _torch_backend(implementation, monkeypatch, "eager")

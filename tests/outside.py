@@ -6,8 +6,31 @@ times the tangents. Frameworks are imported when a function runs.
 
 from __future__ import annotations
 
+import numpy as np
+
+
+class numpy:
+    @staticmethod
+    def repeat(array, N):
+        return np.broadcast_to(array, (N, *array.shape))
+
 
 class jax_scan:
+    @staticmethod
+    def profile_names(apply, *arrays):
+        import re
+
+        import jax
+
+        # the names of operations, not those of the files and functions that they come from
+        return "\n".join(re.findall(r'"jit\([^"]*"', jax.jit(apply).lower(*arrays).as_text(debug_info=True)))
+
+    @staticmethod
+    def repeat(array, N):
+        import jax
+
+        return jax.numpy.broadcast_to(array, (N, *array.shape))
+
     @staticmethod
     def batching(apply, w, x, tw, tx):
         import jax
@@ -61,6 +84,26 @@ class jax_scan:
 
 
 class torch_compile:
+    @staticmethod
+    def profile_names(apply, *arrays):
+        import torch
+
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            apply(*arrays)
+        return "\n".join(event.name for event in profiler.events())
+
+    @staticmethod
+    def repeat(array, N):
+        return array.expand(N, *array.shape)
+
+    @staticmethod
+    def programs(apply, calls):
+        from torch_compile import program_count
+
+        before = program_count()
+        results = [apply(*arrays) for arrays in calls]
+        return program_count() - before, results
+
     @staticmethod
     def batching(apply, w, x, tw, tx):
         import torch
@@ -116,6 +159,30 @@ class torch_compile:
 
 
 class tf_while:
+    @staticmethod
+    def profile_names(apply, *arrays):
+        import tensorflow as tf
+
+        graph = tf.function(apply, autograph=False).get_concrete_function(*arrays).graph.as_graph_def()
+        return "\n".join(node.name for node in graph.node)
+
+    @staticmethod
+    def repeat(array, N):
+        import tensorflow as tf
+
+        return tf.broadcast_to(array, (N, *array.shape))
+
+    @staticmethod
+    def programs(apply, calls):
+        import tensorflow as tf
+
+        signature = [tf.TensorSpec([None, *w.shape[1:]], w.dtype) for w, _ in calls[:1]]
+        program = tf.function(
+            apply, input_signature=[*signature, tf.TensorSpec.from_tensor(calls[0][1])], autograph=False
+        )
+        results = [program(*arrays) for arrays in calls]
+        return program.experimental_get_tracing_count(), results
+
     @staticmethod
     def batching(apply, w, x, tw, tx):
         import tensorflow as tf

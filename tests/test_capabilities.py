@@ -9,47 +9,54 @@ from implementations import NAMES, capabilities
 from implementations.capabilities import TABLE, No, NotApplicable, declared
 from reference import cases
 from reference.stack import apply_layers, apply_layers_vjp
-from tests import outside
+from tests import outside, probes, probes_recipes, probes_transforms
 from tests.comparator import assert_case, gradient
 from tests.conftest import loaded
-
-STEP = 1e-30  # of the complex step: its square is below the last bit of any result
-_rng = np.random.default_rng(0)
-W, TW = _rng.standard_normal((2, 3, 7, 7))
-X, TX = _rng.standard_normal((2, 7))
+from tests.dialect import layer_of
+from tests.probes import STEP, TW, TX, W, X, assert_close, gradient_of, quick_compiler, values
 
 
-def _gradient(w, x):
-    """(dw, dx) of |apply_layers(w, x)|^2 / 2."""
-    return apply_layers_vjp(w, x, apply_layers(w, x))[1:]
+def expected(transform, forward, gradient):
+    """What the transform of f(w, x) = |forward(w, x)|^2 / 2 gives; gradient(w, x, cotangent) is that of `forward`."""
 
+    def of_f(w, x):
+        return gradient(w, x, forward(w, x))
 
-EXPECTED = {
-    "batching": lambda: np.stack([apply_layers(W, X), apply_layers(W, TX)]),
-    "ensemble": lambda: np.stack([apply_layers(W, X), apply_layers(TW, X)]),
-    "per_example_gradients": lambda: tuple(map(np.stack, zip(_gradient(W, X), _gradient(W, TX), strict=True))),
-    "gradient_of_batch": lambda: _gradient(W, X)[0] + _gradient(W, TX)[0],
-    "forward_mode": lambda: apply_layers(W + 1j * STEP * TW, X + 1j * STEP * TX).imag / STEP,
-    "reverse_inside": lambda: _gradient(W, X),
-    # The complex step through the gradient: exact, and symmetric, so forward and reverse over reverse agree.
-    "reverse_over_reverse": lambda: tuple(g.imag / STEP for g in _gradient(W + 1j * STEP * TW, X + 1j * STEP * TX)),
-}
-EXPECTED["forward_over_reverse"] = EXPECTED["reverse_over_reverse"]
+    moved = W + 1j * STEP * TW, X + 1j * STEP * TX
+    return {
+        "batching": lambda: np.stack([forward(W, X), forward(W, TX)]),
+        "ensemble": lambda: np.stack([forward(W, X), forward(TW, X)]),
+        "per_example_gradients": lambda: tuple(map(np.stack, zip(of_f(W, X), of_f(W, TX), strict=True))),
+        "gradient_of_batch": lambda: of_f(W, X)[0] + of_f(W, TX)[0],
+        "forward_mode": lambda: forward(*moved).imag / STEP,
+        "reverse_inside": lambda: of_f(W, X),
+        # The complex step through the gradient: exact, and symmetric, so forward and reverse over reverse agree.
+        "reverse_over_reverse": lambda: tuple(g.imag / STEP for g in of_f(*moved)),
+        "forward_over_reverse": lambda: tuple(g.imag / STEP for g in of_f(*moved)),
+    }[transform]()
 
 
 def from_outside(transform):
+    """Around `scan_apply_layers`, then around `scan_layers` with a layer that is not linear."""
+
     def probe(implementation):
         run = getattr(getattr(outside, implementation.__name__), transform)
-        results = run(implementation.scan_apply_layers, *map(implementation.from_numpy, (W, X, TW, TX)))
-        for actual, expected in zip(_flat(results), _flat(EXPECTED[transform]()), strict=True):
-            scale = abs(expected).max()
-            np.testing.assert_allclose(implementation.to_numpy(actual) / scale, expected / scale, atol=1e-13)
+
+        def is_right(apply, forward, gradient):
+            results = run(apply, *map(implementation.from_numpy, (W, X, TW, TX)))
+            results = tuple(results) if isinstance(results, list) else results
+            assert_close(implementation, results, expected(transform, forward, gradient))
+
+        is_right(implementation.scan_apply_layers, apply_layers, lambda *inputs: apply_layers_vjp(*inputs)[1:])
+        tanh, right = probes.layer(implementation, probes.make_tanh), layer_of(probes.make_tanh, "numpy")
+        with quick_compiler(implementation):
+            is_right(
+                lambda w, x: implementation.scan_layers(tanh, w, x)[0],
+                lambda w, x: probes.loop(right, w, x)[0],
+                probes.tanh_gradient,
+            )
 
     return probe
-
-
-def _flat(results):
-    return results if isinstance(results, (tuple, list)) else (results,)
 
 
 def case_of(name, dtype, layers=None):
@@ -99,6 +106,34 @@ PROBES = {
     "forward mode from outside": from_outside("forward_mode"),
     "second order from outside, reverse over reverse": from_outside("reverse_over_reverse"),
     "second order from outside, forward over reverse": from_outside("forward_over_reverse"),
+    "any layer: nested trees, None, integers, xs and ys": values(),
+    "reverse": values(reverse=True),
+    "unroll=k, where k does not divide N": values(unroll=2),
+    "remat=True": values(remat=True),
+    "remat=k, where k does not divide N": values(remat=2),
+    "any layer, N = 0 and N = 1": values(depths=(0, 1)),
+    "a stack in a stack": gradient_of(probes.scan_in_scan, probes.TWO_EACH, X),
+    "a stack used several times in one program": gradient_of(probes.used_twice, W, X, probes.B),
+    "a parameter shared by all layers": gradient_of(probes.shared_parameter, W, X, probes.B),
+    "a closed-over value gets its gradient": gradient_of(probes.closed_over, W, X, probes.B),
+    "gradient of a compiled stack": probes.gradient_of_a_compiled_stack,
+    "layers that end in tanh, sigmoid, exp, softmax": gradient_of(
+        probes.activations, W, X, compiled=True, compiler=lambda probe: probe
+    ),
+    "frozen parameters, frozen carry": probes.frozen,
+    "`vjp_layers`, compiled": probes_transforms.vjp,
+    "`jvp_layers`, compiled": probes_transforms.jvp,
+    "`hvp_layers`, compiled": probes_transforms.hvp,
+    "`vmap_layers`, compiled": probes_transforms.vmap,
+    "`vmap_vjp_layers` (per-example gradients), compiled": probes_transforms.per_example_gradients,
+    "one program for all N, any layer": probes_recipes.one_program,
+    "one exported program for all N": probes_recipes.exported,
+    "gates: early exit, padded depth": probes_recipes.gates,
+    "dropout: one key a layer": probes_recipes.one_key_a_layer,
+    "mixed precision: bfloat16 carry, float32 params": probes_recipes.mixed_precision,
+    "autocast around the stack": probes_recipes.autocast,
+    "which layer made the NaN": probes_recipes.where_the_nan_is,
+    "the stack by name in a profile": probes_recipes.named,
 }
 
 

@@ -1,4 +1,7 @@
-"""Defects of current releases that the stacks here must not share: shown raw, so that a fix upstream is noticed."""
+"""Defects of current releases that the stacks here must not share: each shown raw, beside the stack that is right.
+
+A raw one is a strict xfail, so that a fix upstream is noticed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,13 @@ from tests.conftest import loaded
 
 CASE = cases.case("orthogonal_3x7", "float32")
 EXPECTED = apply_layers_vjp(CASE.weights, CASE.x, np.ones_like(CASE.x))[2]
+
+
+def raw(reason):
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+
+
+# torch 2.13, Inductor: a broadcast cotangent.
 
 
 def gradient_of_sum(apply) -> np.ndarray:
@@ -26,8 +36,207 @@ def test_gradient_of_sum():
     np.testing.assert_allclose(gradient_of_sum(loaded("torch_compile").scan_apply_layers), EXPECTED, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch 2.13: Inductor's scan misreads a stride of 0")
+@raw("torch 2.13: Inductor's scan misreads a stride of 0")
 def test_gradient_of_sum_by_the_operator_itself():
     np.testing.assert_allclose(
         gradient_of_sum(loaded("torch_compile").ALTERNATIVES["raw scan"][0]), EXPECTED, atol=1e-5
     )
+
+
+# torch 2.13, Inductor: a parameter shared by all layers, in a stack that is used several times.
+
+
+def gradient_of_shared(stack, uses):
+    """The gradient of b, all ones, of |y|^2 / 2, where y is `uses` stacks of 3 layers `carry * w * b` of all ones."""
+    torch_compile = loaded("torch_compile")
+    w, x, b = (torch_compile.from_numpy(np.ones(shape, np.float32)) for shape in ((3, 4), (4,), (4,)))
+    b.requires_grad_()
+
+    def loss(w, x, b):
+        for _ in range(uses):
+            x = stack(w, x, b)
+        return x.square().sum() / 2
+
+    torch_compile.compile(loss)(w, x, b).backward()
+    return torch_compile.to_numpy(b.grad).tolist()
+
+
+def shared_by_scan_layers():
+    scan_layers = loaded("torch_compile").scan_layers
+    return lambda w, x, b: scan_layers(lambda c, p: (c * p[0] * p[1], None), (w, b.expand(3, 4)), x)[0]
+
+
+def shared_by_the_operator(w, x, b):
+    from torch._higher_order_ops.scan import scan
+
+    return scan(lambda c, w: (c * w * b, c.new_zeros(())), x, w)[0]
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_gradient_of_a_shared_parameter(uses):
+    assert gradient_of_shared(shared_by_scan_layers(), uses) == [3 * uses] * 4
+
+
+@raw("torch 2.13: Inductor multiplies the gradient by the number of uses, pytorch#153679")
+def test_gradient_of_a_shared_parameter_by_the_operator_itself():
+    assert gradient_of_shared(shared_by_the_operator, 2) == [3 * 2] * 4
+
+
+def test_one_use_of_the_operator_is_right():
+    """So it is the second use that breaks it."""
+    assert gradient_of_shared(shared_by_the_operator, 1) == [3] * 4
+
+
+# torch 2.13, Inductor: a layer that keeps its own output for the derivative.
+
+
+def gradient_of_tanh(stack):
+    """dx of 3 layers tanh(carry * w)."""
+    torch_compile = loaded("torch_compile")
+    w, x = torch_compile.from_numpy(np.full((3, 4), 0.5)), torch_compile.from_numpy(np.arange(4.0))
+    x.requires_grad_()
+    torch_compile.compile(lambda w, x: stack(w, x).square().sum())(w, x).backward()
+    return torch_compile.to_numpy(x.grad)
+
+
+def tanh_by_hand():
+    y, slope = np.arange(4.0), 1
+    for _ in range(3):
+        y = np.tanh(y * 0.5)
+        slope = slope * 0.5 * (1 - y**2)
+    return 2 * y * slope
+
+
+def test_gradient_of_tanh():
+    scan_layers = loaded("torch_compile").scan_layers
+
+    def stack(w, x):
+        return scan_layers(lambda c, w: ((c * w).tanh(), None), w, x)[0]
+
+    np.testing.assert_allclose(gradient_of_tanh(stack), tanh_by_hand(), rtol=1e-12)
+
+
+@raw("torch 2.13: scan might be aliasing the input or the output, pytorch#195977")
+def test_gradient_of_tanh_by_the_operator_itself():
+    from torch._higher_order_ops.scan import scan
+
+    def stack(w, x):
+        return scan(lambda c, w: ((c * w).tanh(), c.new_zeros(())), x, w)[0]
+
+    # this failure, and no other
+    assert "scan might be aliasing the input or the output" not in failure(gradient_of_tanh, stack)
+
+
+def failure(run, *args) -> str:
+    """The words of the exception that `run` raises; none for none."""
+    try:
+        run(*args)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+# TensorFlow 2.21: recomputation that loses the gradient of the weights.
+
+
+def gradient_of_recomputed(stack):
+    """dw of the sum of 3 layers tanh(carry * w)."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    w, x = tf_while.from_numpy(np.full((3, 4), 0.5)), tf_while.from_numpy(np.arange(4.0))
+
+    @tf.function(autograph=False)
+    def gradient(w, x):
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            y = tf.reduce_sum(stack(w, x))
+        return tape.gradient(y, w, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    return tf_while.to_numpy(gradient(w, x))
+
+
+def recomputed_by_hand():
+    carries = [np.arange(4.0)]
+    for _ in range(3):
+        carries.append(np.tanh(carries[-1] * 0.5))
+    dw, cotangent = np.zeros((3, 4)), np.ones(4)
+    for i in (2, 1, 0):
+        cotangent = cotangent * (1 - carries[i + 1] ** 2)
+        dw[i], cotangent = cotangent * carries[i], cotangent * 0.5
+    return dw
+
+
+def test_gradient_of_recomputed_layers():
+    import tensorflow as tf
+
+    def stack(w, x):
+        return loaded("tf_while").scan_layers(lambda c, w: (tf.tanh(c * w), None), w, x, remat=True)[0]
+
+    np.testing.assert_allclose(gradient_of_recomputed(stack), recomputed_by_hand(), rtol=1e-12)
+
+
+def recompute_grad(w, x):
+    """What one writes first: a step that reads its layer from the stack, recomputed."""
+    import tensorflow as tf
+
+    def body(i, carry):
+        return i + 1, tf.recompute_grad(lambda carry: tf.tanh(carry * w[i]))(carry)
+
+    return tf.while_loop(lambda i, _: i < 3, body, (0, x), maximum_iterations=3)[1]
+
+
+@raw("tensorflow 2.21: tf.recompute_grad drops what its function closes over")
+def test_gradient_of_recomputed_layers_by_recompute_grad():
+    np.testing.assert_allclose(gradient_of_recomputed(recompute_grad), recomputed_by_hand(), rtol=1e-12)
+
+
+def test_what_recompute_grad_gives_is_zero():
+    """Not an error, and not a little off."""
+    loaded("tf_while")
+    assert not gradient_of_recomputed(recompute_grad).any()
+
+
+# TensorFlow 2.21: the gradient of a read in a loop adds a whole stack of zeros for each layer.
+
+
+def whole_stacks_in_the_backward_loop(stack):
+    """How many arrays of the stack's size the backward loop's body makes or carries anew: time N for each layer."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    w, x = tf_while.from_numpy(np.full((37, 4), 0.5)), tf_while.from_numpy(np.arange(4.0))
+
+    @tf.function(autograph=False)
+    def gradient(w, x):
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            y = tf.reduce_sum(stack(w, x))
+        return tape.gradient(y, w)
+
+    library = gradient.get_concrete_function(w, x).graph.as_graph_def().library.function
+    grows = ("StridedSliceGrad", "ResourceStridedSliceAssign", "AddN")
+    bodies = [f for f in library if "body" in f.signature.name]
+    return sum(node.op in grows for f in bodies for node in f.node_def)
+
+
+def test_no_whole_stack_for_each_layer():
+    import tensorflow as tf
+
+    def stack(w, x):
+        return loaded("tf_while").scan_layers(lambda c, w: (tf.tanh(c * w), None), w, x)[0]
+
+    assert whole_stacks_in_the_backward_loop(stack) == 0
+
+
+@raw("tensorflow 2.21: the gradient of weights[i] in a loop takes time N for each layer")
+def test_no_whole_stack_for_each_layer_by_while_loop_itself():
+    import tensorflow as tf
+
+    def stack(w, x):
+        def body(i, carry):
+            return i + 1, tf.tanh(carry * w[i])
+
+        return tf.while_loop(lambda i, _: i < 37, body, (0, x), maximum_iterations=37)[1]
+
+    assert whole_stacks_in_the_backward_loop(stack) == 0

@@ -20,8 +20,19 @@ from tests.conftest import loaded
 
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = ("jax", "jaxlib", "flax", "torch", "functorch", "tensorflow", "keras")
-FILES = ("stack.py", "transforms.py", "layers.py", "alternatives.py", "graph.py", "edges.py")
-LINES = {"stack.py": 150, "graph.py": 120}
+FILES = (
+    "stack.py",
+    "loops.py",
+    "autodiff.py",
+    "transforms.py",
+    "recipes.py",
+    "layers.py",
+    "trees.py",
+    "alternatives.py",
+    "graph.py",
+    "edges.py",
+)
+LINES = {"stack.py": 150, "graph.py": 120, "transforms.py": 165}
 
 
 def source(*path):
@@ -206,7 +217,7 @@ def test_every_folder_holds_the_same_files_that_fit_on_a_screen_or_two(name):
         assert len(texts[file].splitlines()) <= limit, file
 
 
-# The file to read: no loop over layers, one docstring.
+# The file to read: no loop over layers, one docstring a function.
 
 LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 HIDDEN_LOOPS = {"map", "reduce", "accumulate", "vectorized_map", "map_fn"}
@@ -219,21 +230,44 @@ def loops(function):
             yield node
 
 
+def functions(name, file):
+    return {n.name: n for n in ast.parse(source(name, file)).body if isinstance(n, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_no_python_loop_over_layers(name):
-    looping = {
-        n.name: list(loops(n)) for n in ast.parse(source(name, "stack.py")).body if isinstance(n, ast.FunctionDef)
+def test_no_python_loop_in_the_file_to_read(name):
+    looping = {function for function, node in functions(name, "stack.py").items() if list(loops(node))}
+    # argument checks run over names and sizes
+    assert not {function for function in looping if not function.startswith("_check")}
+
+
+def counting_loops(node):
+    """Loops over numbers: of layers, then. Those over the arrays of a tree run over the arrays."""
+    for loop in ast.walk(node):
+        over = [loop.iter] if isinstance(loop, (ast.For, ast.comprehension)) else []
+        if any("range" in ast.unparse(iterable) for iterable in over):
+            yield over[0].lineno
+        elif isinstance(loop, ast.While):
+            yield loop.lineno
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_python_loop_over_layers_but_in_the_twin(name):
+    """Nor over the layers of one step, unless a comment beside it says so."""
+    lines = source(name, "loops.py").splitlines()
+    found = {function: list(counting_loops(node)) for function, node in functions(name, "loops.py").items()}
+    assert found.pop("unrolled")  # which shows that a loop would be seen
+    assert not {
+        f"{function}, line {line}": lines[line - 1]
+        for function, at in found.items()
+        for line in at
+        if "#" not in lines[line - 1] and not lines[line - 2].strip().startswith("#")
     }
-    # argument checks run over names and sizes, and the twin over layers, which shows that a loop would be seen
-    checks = {function for function in looping if function.startswith("_check")}
-    assert len(looping["unroll_apply_layers"]) == 1
-    assert not {f: found for f, found in looping.items() if found and f not in {"unroll_apply_layers", *checks}}
 
 
-def stack_docstring(name):
+def stack_docstring(name, function="scan_apply_layers"):
     """Read, not imported: the text is compared also where the framework is not installed."""
-    (function,) = (n for n in ast.parse(source(name, "stack.py")).body if getattr(n, "name", "") == "scan_apply_layers")
-    return ast.get_docstring(function)
+    return ast.get_docstring(functions(name, "stack.py")[function])
 
 
 def section(docstring, title):
@@ -242,23 +276,45 @@ def section(docstring, title):
 
 
 @pytest.mark.parametrize("title", ["Equivalent loop", "Args", "Returns", "Raises"])
-def test_docstrings_say_the_same(title):
-    texts = {section(stack_docstring(name), title).group(0).strip() for name in NAMES}
-    assert len(texts) == 1
-    assert len(texts.pop()) > len(title) + 20
+@pytest.mark.parametrize("function", ["scan_apply_layers", "scan_layers"])
+def test_docstrings_say_the_same(function, title):
+    texts = {name: section(stack_docstring(name, function), title).group(0).strip() for name in NAMES}
+    assert len(set(texts.values())) == 1, texts
+    assert len(texts[NAMES[0]]) > len(title) + 20
+
+
+def run_equivalent_loop(function, variables):
+    """The loop in the docstring is run, as it is written there, on NumPy arrays."""
+    exec(textwrap.dedent(section(inspect.getdoc(function), "Equivalent loop").group(1)), variables)
+    return variables
 
 
 def test_the_equivalent_loop_is_equivalent(implementation):
-    """The loop in the docstring is run, as it is written there, on NumPy arrays."""
     case = cases.case("small_integers_3x7", "float32")
-    variables = {"weights": case.weights, "x": case.x}
-    exec(
-        textwrap.dedent(section(inspect.getdoc(implementation.scan_apply_layers), "Equivalent loop").group(1)),
-        variables,
-    )
+    expected = run_equivalent_loop(implementation.scan_apply_layers, {"weights": case.weights, "x": case.x})["y"]
     y = implementation.scan_apply_layers(*map(implementation.from_numpy, (case.weights, case.x)))
-    np.testing.assert_array_equal(implementation.to_numpy(y), variables["y"], strict=True)
-    assert not np.array_equal(variables["y"], case.x)
+    np.testing.assert_array_equal(implementation.to_numpy(y), expected, strict=True)
+    assert not np.array_equal(expected, case.x)
+
+
+@pytest.mark.usefixtures("captured_only")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("with_xs", [False, True])
+def test_the_equivalent_loop_of_any_layer_is_equivalent(implementation, reverse, with_xs):
+    case = cases.case("small_integers_3x7", "float32")
+    params, init = case.weights[:, 0], case.x  # [N, d], [d]
+    xs = case.weights[:, 1] if with_xs else None
+
+    def layer(carry, p, x=0):  # in any framework, and NumPy
+        return carry * p + p + x, carry - p
+
+    variables = {"params": params, "init": init, "xs": xs, "N": len(params), "layer": layer, "reverse": reverse}
+    variables = run_equivalent_loop(implementation.scan_layers, variables)
+    given = [None if array is None else implementation.from_numpy(array) for array in (params, init, xs)]
+    for form in (implementation.scan_layers, implementation.unroll_layers):
+        carry, ys = map(implementation.to_numpy, form(layer, *given, reverse=reverse))
+        np.testing.assert_array_equal(carry, variables["carry"], strict=True)
+        np.testing.assert_array_equal(ys, np.stack(variables["ys"]), strict=True)
 
 
 def test_module_docstrings_show_the_same_loop():

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.cases import DTYPES, case
-from reference.layers import LAYERS, Array
-from reference.stack import apply_layers, apply_layers_vjp, oracle
+from reference.cases import DTYPES, case, mlp_params
+from reference.layers import LAYERS, Array, mlp, mlp_vjp
+from reference.stack import apply_layers, apply_layers_vjp, oracle, run_layers, run_layers_vjp, tree_map
 
 
 def fractions(array: Array) -> Array:
@@ -99,14 +99,115 @@ def test_the_gradient_agrees_with_complex_steps() -> None:
             np.testing.assert_allclose(gradient[index], derivative, rtol=1e-12)
 
 
+def example(name: str, seed: int) -> tuple[Array, Any]:
+    """A carry and the parameters of one layer `name`."""
+    rng = np.random.default_rng(seed)
+    if name == "dense":
+        return rng.standard_normal(5), rng.standard_normal((5, 5))
+    return rng.standard_normal((2, 3, 5)), tree_map(lambda a: a[0].astype(float), mlp_params(seed, 1, 5, 7))
+
+
+STEP = 1e-100  # of complex steps
+
+
+def stepped(tree: Any, tangents: Any) -> Any:
+    return tree_map(lambda a, t: a + 1j * STEP * t, tree, tangents)
+
+
+def inner(a: Any, b: Any) -> float:
+    products: list[Any] = []
+    tree_map(lambda x, y: products.append(np.vdot(x, y)), a, b)
+    return sum(products)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layers_vjp_is_the_transpose_of_its_derivative(name: str) -> None:
-    (w,), carry, cotangent = random_stack(4, 1, 5)
-    (w_tangent,), carry_tangent, _ = random_stack(5, 1, 5)
-    layer, h = LAYERS[name], 1e-100
-    tangent = layer.forward(carry + 1j * h * carry_tangent, w + 1j * h * w_tangent)[0].imag / h
-    dcarry, dw = layer.vjp(carry, w, cotangent)
-    np.testing.assert_allclose(cotangent @ tangent, dcarry @ carry_tangent + np.sum(dw * w_tangent), rtol=1e-12)
+    inputs, tangents, (cotangent, _) = example(name, 4), example(name, 5), example(name, 6)
+    layer = LAYERS[name]
+    tangent = layer.forward(*stepped(inputs, tangents))[0].imag / STEP
+    np.testing.assert_allclose(inner(cotangent, tangent), inner(layer.vjp(*inputs, cotangent), tangents), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_number_of_a_layers_vjp_agrees_with_a_complex_step(name: str) -> None:
+    inputs, (cotangent, _) = example(name, 4), example(name, 6)
+    layer = LAYERS[name]
+    gradients: list[Array] = []
+    tree_map(gradients.append, layer.vjp(*inputs, cotangent))
+    for k, gradient in enumerate(gradients):
+        derivative = np.zeros_like(gradient)
+        for index in np.ndindex(gradient.shape):
+            arrays: list[Array] = []
+            changed = tree_map(lambda a, arrays=arrays: arrays.append(a.astype(complex)) or arrays[-1], inputs)
+            arrays[k][index] += 1j * STEP
+            derivative[index] = np.vdot(cotangent, layer.forward(*changed)[0]).imag / STEP
+        np.testing.assert_allclose(gradient, derivative, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
+def test_mlp_works_in_the_dtype_it_is_given(dtype: Any) -> None:
+    carry, params = tree_map(lambda a: a.astype(dtype), example("mlp", 4))
+    found: list[Array] = []
+    tree_map(found.append, (mlp(carry, params)[0], mlp_vjp(carry, params, carry)))
+    assert {array.dtype for array in found} == {np.dtype(dtype)}
+
+
+def test_mlp_is_what_its_docstring_says() -> None:
+    """GELU once more, from the paper's formula; the norm has mean 0 and variance 1; zero weights leave the residual."""
+    carry, params = example("mlp", 4)
+    normed = (carry - carry.mean(-1, keepdims=True)) / np.sqrt(carry.var(-1, keepdims=True) + 1e-5)
+    h = (normed * params["norm"]["scale"] + params["norm"]["bias"]) @ params["up"]["w"] + params["up"]["bias"]
+    h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    y, no_output = mlp(carry, params)
+    np.testing.assert_allclose(y, carry + h @ params["down"]["w"] + params["down"]["bias"], rtol=1e-13)
+    assert no_output is None
+    assert np.array_equal(mlp(carry, tree_map(np.zeros_like, params))[0], carry)
+
+
+# The loop over layers of any kind.
+
+
+def counting(carry: Any, params: Any, x: Any) -> Any:
+    """Shows which layer ran when: carry is a list of tags in base 10."""
+    return {"tags": carry["tags"] * 10 + params["tag"]}, (carry["tags"], [x, None])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_ys_are_in_the_order_of_the_layers_also_in_reverse(reverse: bool) -> None:
+    params, xs = {"tag": np.array([1, 2, 3])}, np.array([7, 8, 9])
+    carry, (before, rest) = run_layers(counting, params, {"tags": np.array(0)}, xs, reverse=reverse)
+    assert carry["tags"] == (321 if reverse else 123)
+    assert before.tolist() == ([32, 3, 0] if reverse else [0, 1, 12])
+    assert rest[0].tolist() == [7, 8, 9]
+    assert rest[1] is None
+
+
+def test_no_layers_give_empty_ys_of_the_right_shapes() -> None:
+    params, xs = {"tag": np.zeros(0, np.int32)}, np.zeros((0, 4), np.float32)
+    carry, ys = run_layers(counting, params, {"tags": np.array(5)}, xs)
+    assert carry["tags"] == 5
+    assert (ys[0].shape, ys[1][0].shape, ys[1][0].dtype, ys[1][1]) == ((0,), (0, 4), np.float32, None)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("N", [0, 1, 4])
+def test_the_loops_vjp_is_the_transpose_of_its_derivative(N: int, reverse: bool) -> None:
+    stack, tangents = (  # of params and init
+        (tree_map(lambda a: a.astype(float), mlp_params(seed, N, 5, 7)), example("mlp", seed)[0]) for seed in (0, 1)
+    )
+    cotangent, _ = example("mlp", 2)
+    outputs, (dparams, dinit, dxs) = run_layers_vjp(mlp, mlp_vjp, *stack, cotangents=(cotangent, None), reverse=reverse)
+    params, carry = stepped(stack, tangents)
+    tangent = run_layers(mlp, params, carry, reverse=reverse)[0].imag / STEP
+    np.testing.assert_allclose(inner(cotangent, tangent), inner((dparams, dinit), tangents), rtol=1e-12)
+    assert np.array_equal(outputs[0], run_layers(mlp, stack[0], stack[1], reverse=reverse)[0])
+    assert dxs is None
+
+
+def test_trees_are_mapped_with_keys_in_order_and_none_in_place() -> None:
+    tree: dict[str, Any] = {"b": [1, None], "a": (2, {})}
+    assert tree_map(lambda a: 10 * a, tree) == {"a": (20, {}), "b": [10, None]}
+    assert tree_map(lambda a, b: (a, b), tree, {"b": None, "a": (3, {})}) == {"a": ((2, 3), {}), "b": [(1, None), None]}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

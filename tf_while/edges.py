@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from reference import arguments
+
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`tf.function` of the whole function, compiled by XLA."""
@@ -24,6 +26,13 @@ def from_numpy(array: np.ndarray) -> tf.Tensor:
 def to_numpy(array: tf.Tensor) -> np.ndarray:
     """The NumPy array of the same shape, dtype and bytes, in memory of its own."""
     return array.numpy().copy()
+
+
+def as_leaf(value: Any) -> arguments.Leaf | None:
+    """Shape and dtype, for the checks of arguments; None for what is no array of TensorFlow."""
+    if not isinstance(value, (tf.Tensor, tf.Variable)):
+        return None
+    return arguments.Leaf(None if value.shape.rank is None else tuple(value.shape), value.dtype.name)
 
 
 def wait(value: Any) -> Any:

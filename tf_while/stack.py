@@ -5,8 +5,8 @@
         y = w @ y
 
 The loop above traces N products into the graph; the while loop traces one, whatever N is, forward and backward.
-TensorFlow has the loop but not the scan, so the counter, the read `weights[i]` and the list of carries are written
-out. One graph serves every N; under XLA, `tf.function(scan_apply_layers, jit_compile=True)`, there is one for each N.
+TensorFlow has the loop but not the scan, so the counter, the reads `a[i]` and the lists of results are written out, in
+`loops.py`. One graph serves every N; under XLA, `tf.function(scan_layers, jit_compile=True)`, there is one for each N.
 Source: https://www.tensorflow.org/api_docs/python/tf/while_loop
 """
 
@@ -17,8 +17,10 @@ from typing import Any
 import tensorflow as tf
 
 from reference import arguments
+from tf_while import loops
+from tf_while.edges import as_leaf
 from tf_while.layers import dense
-from tf_while.transforms import Layer, differentiable
+from tf_while.loops import Layer
 
 
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -44,48 +46,19 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         sizes unknown at trace time go unchecked.
     """
     _check(weights, x)
-    weights, x = _check_at_run_time(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
+    weights, x = loops.assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
     if tf.inside_function():  # the caller's own program: become part of it
-        return _stack(weights, x)
+        return _scan(weights, x)
     return _program(x.shape[0], x.dtype)(weights, x)
 
 
-def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
-    _check(weights, x)
-    weights, x = _check_at_run_time(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
-    # Split once: the gradient of `weights[i]` would be a stack of zeros around each layer's, N times.
-    y = tf.identity(x)
-    for w in tf.unstack(weights):  # [d, d]
-        y, _ = dense(y, w)
-    return y
-
-
-def _stack(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    if weights.shape[0] == 0:  # XLA refuses to trace a read from an empty stack
-        return tf.identity(x)
-    if x.shape[0] is None:  # an empty list of carries of unknown width cannot be stacked
-        any_layer = tf.shape(weights)[0] > 0
-        return tf.cond(any_layer, lambda: differentiable(_scan, dense, weights, x), lambda: tf.identity(x))
-    return differentiable(_scan, dense, weights, x)
-
-
-def _scan(layer: Layer, weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    num_layers = tf.shape(weights)[0]
-
+def _scan(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
     # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
-    def body(i: tf.Tensor, carry: tf.Tensor, carries: tf.TensorArray) -> tuple[Any, ...]:
-        new_carry, _ = layer(carry, weights[i])
-        return i + 1, new_carry, carries.write(i, carry)
-
-    carries = tf.TensorArray(x.dtype, num_layers, element_shape=x.shape)
-    start = (tf.constant(0), x, carries)
-    # maximum_iterations: without it XLA cannot size the list of carries
-    _, y, carries = tf.while_loop(lambda i, *_: i < num_layers, body, start, maximum_iterations=num_layers)
-    return y, carries.stack()
+    y, _ = scan_layers(dense, weights, x)
+    return tf.identity(y)
 
 
 _PROGRAMS: dict[tuple[int, tf.DType], tf.types.experimental.PolymorphicFunction] = {}
@@ -95,36 +68,90 @@ def _program(d: int, dtype: tf.DType) -> tf.types.experimental.PolymorphicFuncti
     """The graph for all N at one width and dtype, traced once."""
     if (d, dtype) not in _PROGRAMS:
         signature = [tf.TensorSpec([None, d, d], dtype), tf.TensorSpec([d], dtype)]
-        _PROGRAMS[d, dtype] = tf.function(_stack, input_signature=signature, autograph=False)
+        _PROGRAMS[d, dtype] = tf.function(_scan, input_signature=signature, autograph=False)
     return _PROGRAMS[d, dtype]
+
+
+def scan_layers(
+    layer: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    reverse: bool = False,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> tuple[Any, Any]:
+    """Apply N layers of any kind, one after the other, with a program whose size does not depend on N.
+
+    Equivalent loop:
+        carry, ys = init, [None] * N
+        for i in reversed(range(N)) if reverse else range(N):
+            carry, ys[i] = layer(carry, params[i]) if xs is None else layer(carry, params[i], xs[i])
+
+    Args:
+        layer: `layer(carry, params)`, or with xs `layer(carry, params, x)`, returns `(new_carry, y)`; y may be None.
+        stacked_params: nested dicts, tuples and lists of arrays [N, ...]: the parameters of layer i are at index i.
+        init: the first carry, nested likewise. Every new carry has its structure, shapes and dtypes.
+        xs: per-layer inputs, nested likewise, arrays [N, ...].
+        reverse: the last layer comes first. ys stay in the order of the layers.
+        unroll: how many layers the body of the loop holds; any number.
+        remat: what is kept for the backward pass. False or True: one carry a layer; k: one carry every k layers, and
+            the carries of k layers at a time.
+
+    Returns: (carry, ys), every y stacked along axis 0.
+
+    Raises:
+        TypeError, ValueError: before the loop is built, naming argument, leaf, expected and got (words:
+            reference/arguments.py).
+
+    Graph: unroll=1: exactly the same number of operations for every N >= 2. Else never more than for some N below 2k.
+    Limits: what `layer` closes over is shared by all layers and receives its gradient. Called as it stands it is a
+        graph, not XLA, traced once for one `layer`. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
+    """
+    arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
+    static = layer, reverse, unroll, remat
+    return loops.as_program(_scan_layers, static, (stacked_params, init, xs), deep=(0, 2))
+
+
+def _scan_layers(
+    layer: Layer, reverse: bool, unroll: int, remat: bool | int, stacked_params: Any, init: Any, xs: Any
+) -> tuple[Any, Any]:
+    num_layers = _check_layers(layer, stacked_params, init, xs)
+    stacked = (stacked_params,) if xs is None else (stacked_params, xs)
+    with tf.name_scope("scan_layers"):  # the name of the stack in a profile
+        return loops.scan(layer, stacked, init, num_layers, reverse, unroll, remat)
+
+
+def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
+    _check(weights, x)
+    weights, x = loops.assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
+    y, _ = unroll_layers(dense, weights, tf.identity(x))
+    return y
+
+
+def unroll_layers(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
+) -> tuple[Any, Any]:
+    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
+    num_layers = _check_layers(layer, stacked_params, init, xs, reverse)
+    return loops.unrolled(layer, (stacked_params,) if xs is None else (stacked_params, xs), init, num_layers, reverse)
 
 
 def _check(weights: Any, x: Any) -> None:
     for name, value in (("weights", weights), ("x", x)):
-        if not isinstance(value, (tf.Tensor, tf.Variable)):
+        if as_leaf(value) is None:
             raise arguments.not_an_array(name, value)
-    arguments.check_dense_stack(_leaf(weights), _leaf(x))
+    arguments.check_dense_stack(as_leaf(weights), as_leaf(x))
 
 
-def _check_at_run_time(weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Let the graph assert the sizes that trace time does not know, and know them afterwards. XLA drops assertions."""
-    sizes = [None, None, None] if weights.shape.rank is None or x.shape.rank is None else [*weights.shape[1:], *x.shape]
-    if None not in sizes:
-        return weights, x
-    w, v = tf.shape(weights), tf.shape(x)
-    square = (tf.size(w) == 3) & tf.reduce_all(w[1:2] == w[2:3])
-    fits = (tf.size(v) == 1) & tf.reduce_all(v[:1] == w[1:2])
-    checks = [
-        tf.debugging.Assert(square, ["weights: expected shape (N, d, d), got", w]),
-        tf.debugging.Assert(fits, ["x: expected shape", w[1:2], "got", v]),
-    ]
-    with tf.control_dependencies(checks):
-        weights, x = tf.identity(weights), tf.identity(x)
-    d = next((size for size in sizes if size is not None), None)
-    weights.set_shape([None, d, d])
-    x.set_shape([d])
-    return weights, x
+def _check_layers(layer: Layer, stacked_params: Any, init: Any, xs: Any, *options: Any) -> int | None:
+    num_layers = arguments.check_scan(as_leaf, stacked_params, init, xs, *options)
 
+    def run_once(carry: Any, params: Any, x: Any) -> None:
+        output = layer(carry, params) if xs is None else layer(carry, params, x)
+        arguments.check_layer(as_leaf, carry, output)
 
-def _leaf(array: tf.Tensor | tf.Variable) -> arguments.Leaf:
-    return arguments.Leaf(None if array.shape.rank is None else tuple(array.shape), array.dtype.name)
+    loops.trace(run_once, init, (stacked_params, xs))
+    return num_layers

@@ -1,17 +1,37 @@
 """The layer stack by torch's scan operator. The names and their order: `implementations/interface.py`."""
 
 from torch_compile.alternatives import ALTERNATIVES
-from torch_compile.edges import compile, from_numpy, settings, to_numpy, versions, wait
+from torch_compile.autodiff import compile_gradient, gradient
+from torch_compile.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
 from torch_compile.graph import UNITS, compile_seconds, graph_size, program_count
 from torch_compile.layers import LAYERS
-from torch_compile.stack import scan_apply_layers, unroll_apply_layers
-from torch_compile.transforms import compile_gradient, gradient
+from torch_compile.recipes import cast_params, dropout, gated, layer_keys, locate_nonfinite
+from torch_compile.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
+from torch_compile.transforms import (
+    hvp_layers,
+    jvp_layers,
+    vjp_layers,
+    vmap_layers,
+    vmap_vjp_layers,
+)
 
 __all__ = [
     "scan_apply_layers",
+    "scan_layers",
     "unroll_apply_layers",
+    "unroll_layers",
+    "vjp_layers",
+    "jvp_layers",
+    "vmap_layers",
+    "hvp_layers",
+    "vmap_vjp_layers",
     "gradient",
     "compile_gradient",
+    "gated",
+    "layer_keys",
+    "dropout",
+    "cast_params",
+    "locate_nonfinite",
     "LAYERS",
     "ALTERNATIVES",
     "UNITS",
@@ -21,6 +41,7 @@ __all__ = [
     "compile",
     "from_numpy",
     "to_numpy",
+    "as_leaf",
     "wait",
     "versions",
     "settings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -13,11 +14,15 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from reference import arguments
+
+BACKEND = "inductor"  # what compiles; the tests also use a quicker one
+
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` of the whole function by Inductor: one graph, static shapes."""
     # isolate_recompiles: the limit of eight programs is for this object, not for all that share its code
-    return torch.compile(apply, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+    return torch.compile(apply, backend=BACKEND, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
@@ -35,11 +40,23 @@ def to_numpy(array: torch.Tensor) -> np.ndarray:
     return array.numpy().copy()
 
 
+def as_leaf(value: Any) -> arguments.Leaf | None:
+    """Shape and dtype, for the checks of arguments; None for what is no array of torch."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    return arguments.Leaf(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+
+
 def wait(value: Any) -> Any:
     """Return `value` once every array in it has been computed."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return value
+
+
+def named_scope(name: str) -> Any:
+    """A name for the profiler; Dynamo keeps none."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else torch.profiler.record_function(name)
 
 
 def versions() -> dict[str, str]:
@@ -59,30 +76,53 @@ def settings() -> dict[str, str]:
 
 def run_compiled(
     program: Callable[..., Any],
-    layer: Callable[..., Any],
-    stacked: tuple[torch.Tensor, ...],
-    single: tuple[torch.Tensor, ...],
-    *options: Any,
+    static: tuple[Any, ...],
+    stacked: list[torch.Tensor],
+    single: list[torch.Tensor],
+    options: tuple[Any, ...] = (),
 ) -> Any:
-    """`program(layer, *stacked, *single, *options)`, compiled; within the user's own compiled function, inlined.
+    """`program(*static, stacked, single, *options)`, compiled; within the user's own compiled function, inlined.
 
     One compiled object for each signature, shared by all N >= 2: a single one for everything would stop at torch's
     limit of eight programs.
     """
     if torch.compiler.is_compiling():
-        return program(layer, *stacked, *single, *options)
-    arrays = [array.detach().contiguous() for array in (*stacked, *single)]
-    signature = [(array.shape[1:] if k < len(stacked) else array.shape, array.dtype) for k, array in enumerate(arrays)]
-    compiled = _compiled(program, layer, options, arrays[0].device, *signature)
-    if arrays[0].shape[0] >= 2:  # torch specialises on 0 and 1
-        for array in arrays[: len(stacked)]:
-            torch._dynamo.mark_dynamic(array, 0)
+        return program(*static, stacked, single, *options)
+    arrays = [_dense(array.detach()) for array in (*stacked, *single)]
+    addresses = [array.data_ptr() for array in arrays]
+    arrays = [
+        array.clone() if array.numel() and addresses.index(address) < i else array
+        for i, (array, address) in enumerate(zip(arrays, addresses, strict=True))
+    ]
+    signature = tuple(
+        (array.shape[i < len(stacked) :], tuple(stride == 0 for stride in array.stride()), array.dtype, array.device)
+        for i, array in enumerate(arrays)
+    )
+    compiled = _compiled(program, static, len(stacked), options, signature, BACKEND)
+    for array in arrays[: len(stacked)]:
+        if array.shape[0] >= 2:  # torch specialises on 0 and 1
+            torch._dynamo.maybe_mark_dynamic(array, 0)
     return compiled(*arrays)
 
 
-@functools.cache
-def _compiled(program: Callable[..., Any], layer: Any, options: tuple[Any, ...], device: torch.device, *_: Any) -> Any:
+def _dense(array: torch.Tensor) -> torch.Tensor:
+    """Contiguous, except that what is expanded stays so: a parameter shared by all layers takes the memory of one."""
+    repeated = [stride == 0 and size > 0 for stride, size in zip(array.stride(), array.shape, strict=True)]
+    one = array[tuple(0 if is_repeated else slice(None) for is_repeated in repeated)]
+    return array if one.is_contiguous() else array.contiguous()
+
+
+def cached(make: Callable[..., Any]) -> Callable[..., Any]:
+    """One object for the same arguments, so that what it leads to is compiled once; Dynamo keeps none."""
+    kept = functools.lru_cache(maxsize=1024)(make)
+    return functools.wraps(make)(lambda *args: make(*args) if torch.compiler.is_compiling() else kept(*args))
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(
+    program: Callable[..., Any], static: tuple[Any, ...], num_stacked: int, options: Any, signature: Any, _: str
+) -> Any:
     compiler = (os.environ.get("CXX") or "g++").split()[0]
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    if any(device.type == "cpu" for *_, device in signature) and shutil.which(compiler) is None:
         raise RuntimeError(f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX")
-    return compile(lambda *arrays: program(layer, *arrays, *options))
+    return compile(lambda *arrays: program(*static, list(arrays[:num_stacked]), list(arrays[num_stacked:]), *options))

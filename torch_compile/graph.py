@@ -18,9 +18,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache, run_and_get_code
 from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
 
+from torch_compile.autodiff import Apply, gradient
 from torch_compile.edges import compile
-from torch_compile.transforms import Apply, gradient
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
@@ -78,10 +79,8 @@ def program_count() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def _run(program: Apply, args: tuple[torch.Tensor, ...], cotangent: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    if cotangent is not None:
-        return gradient(program)(*args, cotangent)
-    return (program(*args),)
+def _run(program: Apply, args: tuple[torch.Tensor, ...], cotangent: torch.Tensor | None) -> Any:
+    return program(*args) if cotangent is None else gradient(program)(*args, cotangent)
 
 
 def _fresh(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +93,7 @@ def _nodes(graphs: Iterable[torch.fx.GraphModule]) -> int:
     return sum(len(module.graph.nodes) for module in modules if isinstance(module, torch.fx.GraphModule))
 
 
-def _temp_bytes(run: Callable[[], tuple[torch.Tensor, ...]]) -> int:
+def _temp_bytes(run: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -102,4 +101,4 @@ def _temp_bytes(run: Callable[[], tuple[torch.Tensor, ...]]) -> int:
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
-    return peak - sum(result.nbytes for result in results)
+    return peak - sum(result.nbytes for result in pytree.tree_leaves(results) if result is not None)

@@ -6,7 +6,7 @@
 
 The loop above traces N products into the program; the scan traces one, whatever N is, forward and backward. torch
 compiles one program for all N >= 2, and one each for N = 0 and N = 1. The operator does not compose with `torch.func`
-from outside, and its own gradient is silently wrong for a loss as common as `.sum()`, so `transforms.py` gives the
+from outside, and its own gradient is silently wrong for a loss as common as `.sum()`, so `autodiff.py` gives the
 stack a gradient of its own: a second scan, of the transformed layer.
 Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
 """
@@ -16,11 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._higher_order_ops.scan import scan
 
 from reference import arguments
+from torch_compile import loops
+from torch_compile.autodiff import differentiable
+from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
-from torch_compile.transforms import Layer, differentiable, own
+from torch_compile.loops import Layer
+from torch_compile.trees import prepare, unflatten
 
 
 def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -45,42 +48,73 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     Limits: weights that are not contiguous are copied once. Forward mode and second derivatives run layer by layer.
     """
     _check(weights, x)
-    return differentiable(_scan, dense, weights, x)
+    # The three things to get right, in the order in which they go wrong:
+    # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
+    # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
+    # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
+    y, _ = scan_layers(dense, weights, x)
+    return y
+
+
+def scan_layers(
+    layer: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    reverse: bool = False,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> tuple[Any, Any]:
+    """Apply N layers of any kind, one after the other, with a program whose size does not depend on N.
+
+    Equivalent loop:
+        carry, ys = init, [None] * N
+        for i in reversed(range(N)) if reverse else range(N):
+            carry, ys[i] = layer(carry, params[i]) if xs is None else layer(carry, params[i], xs[i])
+
+    Args:
+        layer: `layer(carry, params)`, or with xs `layer(carry, params, x)`, returns `(new_carry, y)`; y may be None.
+        stacked_params: nested dicts, tuples and lists of arrays [N, ...]: the parameters of layer i are at index i.
+        init: the first carry, nested likewise. Every new carry has its structure, shapes and dtypes.
+        xs: per-layer inputs, nested likewise, arrays [N, ...].
+        reverse: the last layer comes first. ys stay in the order of the layers.
+        unroll: how many layers the body of the loop holds; any number.
+        remat: what is kept for the backward pass. False: what the layers need; True: one carry a layer; k: one carry
+            every k layers, and the carries of k layers at a time.
+
+    Returns: (carry, ys), every y stacked along axis 0.
+
+    Raises:
+        TypeError, ValueError: before the loop is built, naming argument, leaf, expected and got (words:
+            reference/arguments.py).
+
+    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else never more than
+        for some N below 2k.
+    Limits: remat=False is remat=True: the backward pass recomputes inside a layer. What `layer` closes over is shared
+        by all layers; it is refused if it needs a gradient. Forward mode and second derivatives run layer by layer.
+    """
+    flat = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
+    with named_scope("scan_layers"):  # the name of the stack in a profile
+        carry, ys = differentiable(flat.stack, flat.stacked, flat.init)
+    return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
 
 
 def unroll_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
-    # Split once: the gradient of `weights[i]` would be a stack of zeros around each layer's, N times.
-    y = x.clone()
-    for w in weights.unbind():  # [d, d]
-        y, _ = dense(y, w)
+    y, _ = unroll_layers(dense, weights, x.clone())
     return y
 
 
-def _scan(
-    layer: Layer, weights: torch.Tensor, x: torch.Tensor, keep_carries: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # The three things to get right, in the order in which they go wrong:
-    # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
-    # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
-    # - the body returns a pair (new_carry, y) even when there is no per-layer output: here y must be a tensor, so an
-    #   empty one stands in for None, unless a gradient will need what entered the layer.
-    def body(carry: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        new_carry, _ = layer(carry, w)
-        return own(new_carry), own(carry) if keep_carries else carry.new_empty(0)
-
-    if weights.numel() == 0:  # the operator refuses an empty stack
-        return x.clone(), x.new_empty((weights.shape[0], *x.shape))
-    return scan(body, own(x), weights)  # own: the carry comes back contiguous, so it must start so
+def unroll_layers(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
+) -> tuple[Any, Any]:
+    """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
+    flat = prepare(layer, stacked_params, init, xs, reverse)
+    carry, ys = loops.unrolled(flat.stack.step, flat.stacked, flat.init, reverse)
+    return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
 
 
 def _check(weights: Any, x: Any) -> None:
-    for name, value in (("weights", weights), ("x", x)):
-        if not isinstance(value, torch.Tensor):
-            raise arguments.not_an_array(name, value)
-    arguments.check_dense_stack(_leaf(weights), _leaf(x))
-
-
-def _leaf(array: torch.Tensor) -> arguments.Leaf:
-    return arguments.Leaf(tuple(array.shape), str(array.dtype).removeprefix("torch."))
+    arguments.check_dense_stack(arguments.leaf(as_leaf, "weights", weights), arguments.leaf(as_leaf, "x", x))

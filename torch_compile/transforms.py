@@ -1,186 +1,161 @@
 """Derivatives and batching of a whole stack: transform the layer, then scan it.
 
-What JAX does behind `jax.grad` is written out here: a scan forwards that keeps the carries, then a scan backwards of
-`torch.func.vjp(layer)` that takes the cotangent from the last layer to the first. An autograd.Function makes them the
-stack's gradient, for `.backward()`, `torch.autograd.grad`, `torch.func` and inside a user's own compiled function.
-Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
+What `jax.vjp`, `jax.jvp` and `jax.vmap` make of a scan from outside is written out: forward mode scans the layer's jvp
+with the tangent in the carry, batching scans the layer's vmap, reverse mode is a scan each way, and a Hessian product
+is the reverse mode of forward mode. All functions take a stack as `scan_layers` does. Tangents, cotangents and
+gradients hold None where the array is not of floating point, and None for a whole tree means zero.
+Source: https://docs.pytorch.org/docs/2.13/func.api.html
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from torch._higher_order_ops.scan import scan
 
-from torch_compile.edges import compile, run_compiled
-
-Apply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Layer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
-Scan = Callable[[Layer, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor]]
-
-
-def gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """Reverse mode: `(weights, x, cotangent) -> (y, dweights, dx)`, shapes as in `scan_apply_layers`, cotangent [d]."""
-
-    def run(weights: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        # Leaves of their own: the caller's tensors keep their history and their requires_grad.
-        leaves = weights.detach().requires_grad_(), x.detach().requires_grad_()
-        y = apply(*leaves)
-        # clone: without layers the cotangent itself would come back as dx
-        return y.detach(), *torch.autograd.grad(y, leaves, cotangent.clone(), materialize_grads=True)
-
-    return run
+from reference import arguments
+from torch_compile import trees
+from torch_compile.autodiff import differentiable, jvp_step, vjp_program, vmap_step
+from torch_compile.edges import as_leaf, run_compiled
+from torch_compile.loops import Layer, scan, with_floats
+from torch_compile.trees import Flat
 
 
-def compile_gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """`gradient(apply)`, compiled: autograd stays outside, its forward and its backward are each a compiled program."""
-    return gradient(compile(apply))
+def vjp_layers(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, cotangents: tuple[Any, Any], **options: Any
+) -> tuple[Any, Any]:
+    """Reverse mode. cotangents: (dcarry, dys). Returns (carry, ys), (dstacked_params, dinit, dxs)."""
+    flat = trees.prepare(layer, stacked_params, init, xs, **options)
+    outputs, (dslices, dinit) = _vjp(
+        flat, lambda outputs: trees.tangents_like("cotangents", cotangents, outputs, OUTPUTS)
+    )
+    return outputs, (dslices[0], dinit, dslices[1])
 
 
-def differentiable(scan_forward: Scan, layer: Layer, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The stack y = scan_forward(layer, weights, x, ...)[0] with a gradient of its own."""
-    keep_carries = torch.is_grad_enabled() and (weights.requires_grad or x.requires_grad)
-    return _rule(_Stack).apply(scan_forward, layer, keep_carries, weights, x)[0]
+def jvp_layers(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, tangents: tuple[Any, Any, Any], **options: Any
+) -> tuple[Any, Any]:
+    """Forward mode. tangents: (tstacked_params, tinit, txs). Returns (carry, ys), (tcarry, tys)."""
+    flat = _jvp_flat(layer, (stacked_params, init, xs), tangents, options)
+    (carry, tcarry), (ys, tys) = trees.outputs(flat, *differentiable(flat.stack, flat.stacked, flat.init))
+    return (carry, ys), (tcarry, tys)
 
 
-class _Stack(torch.autograd.Function):
-    """(weights [N, ...], x) -> (y, carries [N, ...]), where carries[i] is what entered layer i."""
-
-    @staticmethod
-    def forward(scan_forward, layer, keep_carries, weights, x):
-        return run_compiled(scan_forward, layer, (weights,), (x,), keep_carries)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.layer, _, weights, x = inputs
-        ctx.save_for_backward(weights, x, output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx, cotangent, _):
-        return None, None, None, *_rule(_StackVjp).apply(ctx.layer, *ctx.saved_tensors, cotangent)
-
-    @staticmethod
-    def vmap(info, in_dims, scan_forward, layer, keep_carries, weights, x):
-        batched_weights = in_dims[3] is not None
-        weights = weights.movedim(in_dims[3], 1) if batched_weights else weights  # [N, B, ...]
-        x = _batch(info, x, in_dims[4], 0)  # [B, ...]: the carry of a batched stack is batched, whatever x was
-        y = _rule(_Stack).apply(scan_forward, _vmap_layer(layer, batched_weights), keep_carries, weights, x)
-        return y, (0, 1 if keep_carries else None)
+def vmap_layers(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, in_axes: Any = (None, 0, None), **options: Any
+) -> tuple[Any, Any]:
+    """Batching. in_axes: the axis of the batch, or None, for stacked_params, init, xs: (None, 0, None) is a batch of
+    inits, (0, None, None) an ensemble of stacks. Returns (carry [B, ...], ys [B, N, ...])."""
+    flat = _vmap_flat(layer, (stacked_params, init, xs), in_axes, options)
+    carry, ys = trees.outputs(flat, *differentiable(flat.stack, flat.stacked, flat.init))
+    return carry, trees.swap_axes(ys)
 
 
-class _StackVjp(torch.autograd.Function):
-    """(weights, x, carries, cotangent) -> (dweights, dx). A Function too, so that `torch.func` finds a rule for it."""
+def hvp_layers(
+    layer: Layer,
+    loss: Callable[[Any, Any], torch.Tensor],
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    tangents: tuple[Any, Any, Any],
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Gradient of `loss(carry, ys)` and its Hessian times tangents, reverse over forward.
 
-    @staticmethod
-    def forward(layer, weights, x, carries, cotangent):
-        # own: a cotangent broadcast from a scalar has stride 0, and Inductor's scan reads it wrongly
-        return run_compiled(_scan_vjp, layer, (weights, carries), (own(cotangent),))
+    Returns (dstacked_params, dinit, dxs) twice: the gradient, then the product."""
+    flat = _jvp_flat(layer, (stacked_params, init, xs), tangents, options)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.layer, weights, x, _, cotangent = inputs
-        ctx.save_for_backward(weights, x, cotangent)
+    def cotangents(outputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Of the loss's own jvp, by the outputs and by their tangents."""
+        (carry, tcarry), (ys, tys) = outputs
+        arrays, structure = trees.flatten((carry, ys))
+        primals = tuple(a for a in arrays if a.is_floating_point())
+        moved = tuple(t for t in trees.flatten_like(structure, (tcarry, tys)) if t is not None)
+        run = lambda *values: loss(*trees.unflatten(structure, with_floats(arrays, values)))  # noqa: E731
+        ahead = torch.func.grad(lambda p, t: torch.func.jvp(run, p, t)[1], (0, 1))(primals, moved)
+        (dcarry, dys), (dtcarry, dtys) = (trees.unflatten(structure, trees.nones(arrays, values)) for values in ahead)
+        return (dcarry, dtcarry), (dys, dtys)
 
-    @staticmethod
-    def backward(ctx, ddweights, ddx):
-        _, pullback = torch.func.vjp(partial(_loop_vjp, ctx.layer), *ctx.saved_tensors)  # type: ignore[misc]
-        dweights, dx, dcotangent = pullback((ddweights, ddx))
-        return None, dweights, dx, None, dcotangent
-
-    @staticmethod
-    def vmap(info, in_dims, layer, weights, x, carries, cotangent):
-        # Everything batched: shared weights too have one gradient for each member of the batch.
-        weights, carries = _batch(info, weights, in_dims[1], 1), _batch(info, carries, in_dims[3], 1)
-        x, cotangent = _batch(info, x, in_dims[2], 0), _batch(info, cotangent, in_dims[4], 0)
-        return _rule(_StackVjp).apply(_vmap_layer(layer, True), weights, x, carries, cotangent), (1, 0)
-
-
-class _StackJvp(_Stack):
-    """`_Stack` with forward mode."""
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _Stack.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[3:])
-
-    @staticmethod
-    def jvp(ctx, _scan, _layer, _keep, *tangents):
-        return _jvp(partial(_loop, ctx.layer), ctx.saved_tensors, tangents), None
+    _, ((dslices, dtslices), (dinit, dtinit)) = _vjp(flat, cotangents)
+    return (dtslices[0], dtinit, dtslices[1]), (dslices[0], dinit, dslices[1])
 
 
-class _StackVjpJvp(_StackVjp):
-    """`_StackVjp` with forward mode: forward over reverse."""
+def vmap_vjp_layers(
+    layer: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    cotangents: tuple[Any, Any],
+    in_axes: Any = (None, 0, None),
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Per-example gradients: `vjp_layers` of each member of the batch, cotangents (dcarry [B, ...], dys [B, N, ...]).
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _StackVjp.setup_context(ctx, inputs, output)
-        _, weights, x, _, cotangent = inputs
-        ctx.save_for_forward(weights, x, cotangent)
+    Returns (carry, ys), (dstacked_params, dinit, dxs), each array [B, ...], also of what the batch shares."""
+    flat = _vmap_flat(layer, (stacked_params, init, xs), in_axes, options, every=True)
 
-    @staticmethod
-    def jvp(ctx, _layer, tweights, tx, _tcarries, tcotangent):
-        return _jvp(partial(_loop_vjp, ctx.layer), ctx.saved_tensors, (tweights, tx, tcotangent))
+    def batch_second(outputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        outputs = outputs[0], trees.swap_axes(outputs[1])
+        dcarry, dys = trees.tangents_like("cotangents", cotangents, outputs, OUTPUTS)
+        return dcarry, trees.swap_axes(dys)
 
-
-def _rule(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """`function`, with forward mode where that can be: Dynamo refuses a Function that has it."""
-    return function if torch.compiler.is_compiling() else {_Stack: _StackJvp, _StackVjp: _StackVjpJvp}[function]
-
-
-def _scan_vjp(
-    layer: Layer, weights: torch.Tensor, carries: torch.Tensor, cotangent: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    def body(cotangent: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        carry, w = carries.index_select(0, i)[0], weights.index_select(0, i)[0]
-        _, pullback = torch.func.vjp(lambda carry: layer(carry, w)[0], carry)  # type: ignore[misc]
-        return own(pullback(cotangent)[0]), own(cotangent)
-
-    def dweights(w: torch.Tensor, carry: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-        return torch.func.vjp(lambda w: layer(carry, w)[0], w)[1](cotangent)[0]
-
-    if weights.numel() == 0:
-        return torch.zeros_like(weights), cotangent.clone()
-    # Count down instead of `reverse=True`: that flips, and so copies, the whole stack of weights. Only the cotangents
-    # depend on each other; once they are known, the weight gradients are N independent ones.
-    layers = torch.arange(weights.shape[0] - 1, -1, -1, device=weights.device).unsqueeze(1)  # [N, 1]
-    dx, cotangents = scan(body, cotangent, layers)
-    return torch.func.vmap(dweights)(weights, carries, cotangents.flip(0)), dx
+    (carry, ys), (dslices, dinit) = _vjp(flat, batch_second)
+    dstacked_params, dxs = trees.swap_axes(dslices)
+    return (carry, trees.swap_axes(ys)), (dstacked_params, dinit, dxs)
 
 
-# Forward mode and second derivatives differentiate the plain loop: right to any order, of size N, not compiled.
+INPUTS, OUTPUTS = ("stacked_params", "init", "xs"), ("carry", "ys")
 
 
-def _loop(layer: Layer, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    for w in weights.unbind():
-        x, _ = layer(x, w)
-    return x
+def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Outputs, and (dslices, dinit) for the cotangents of these outputs. Without history, as `torch.autograd.grad`."""
+    carry, ys, kept = run_compiled(scan, (flat.stack,), flat.stacked, flat.init, (True,))
+    outputs = trees.outputs(flat, carry, ys)
+    dcarry, dys = (
+        [ct for ct in trees.flatten_like(structure, tree) if ct is not None]
+        for structure, tree in zip((flat.carry, flat.ys), cotangents(outputs), strict=True)
+    )
+    stack = flat.stack._replace(wanted=tuple(a.is_floating_point() for a in flat.stacked))
+    static = stack, (len(flat.stacked), len(kept))
+    dstacked, dinit = run_compiled(vjp_program, static, [*flat.stacked, *kept, *dys], dcarry)
+    dslices = trees.unflatten(flat.slices, trees.nones(flat.stacked, dstacked))
+    return outputs, (dslices, trees.unflatten(flat.carry, trees.nones(flat.init, dinit)))
 
 
-def _loop_vjp(layer: Layer, weights: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> Any:
-    return torch.func.vjp(partial(_loop, layer), weights, x)[1](cotangent)
+def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:
+    """The stack of the layer's jvp: primals and tangents side by side in carry, slices and ys."""
+    flat = trees.prepare(layer, *primals, **options)
+    (stacked_params, init, xs), (tparams, tinit, txs) = (
+        primals,
+        trees.tangents_like("tangents", tangents, primals, INPUTS),
+    )
+    stacked, slices = trees.flatten(((stacked_params, xs), (tparams, txs)))
+    carry_arrays, carry = trees.flatten((init, tinit))
+    is_float = flat.stack.y_floats
+    _, ys = trees.flatten(
+        (trees.unflatten(flat.ys, is_float), trees.unflatten(flat.ys, [floats or None for floats in is_float]))
+    )
+    step = jvp_step(flat.stack.step, len(flat.init), len(flat.stacked))
+    stack = flat.stack._replace(step=step, y_floats=(*is_float, *filter(None, is_float)))
+    return Flat(stack, stacked, carry_arrays, carry, slices, ys)
 
 
-def _jvp(function: Callable[..., Any], primals: tuple[torch.Tensor, ...], tangents: tuple[Any, ...]) -> Any:
-    tangents = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True))
-    return torch.func.jvp(function, primals, tangents)[1]
-
-
-def own(array: torch.Tensor) -> torch.Tensor:
-    """A copy in memory and order of its own: scan refuses outputs that alias inputs and carries of other strides."""
-    return array.clone(memory_format=torch.contiguous_format)
-
-
-@functools.cache  # one object for each layer, so that it is compiled once
-def _vmap_layer(layer: Layer, batched_weights: bool) -> Layer:
-    return torch.func.vmap(layer, in_dims=(0, 0 if batched_weights else None), out_dims=(0, None))  # type: ignore[arg-type]
-
-
-def _batch(info: Any, array: torch.Tensor, dim: int | None, to: int) -> torch.Tensor:
-    if dim is not None:
-        return array.movedim(dim, to)
-    return array.unsqueeze(to).expand(*array.shape[:to], info.batch_size, *array.shape[to:])
+def _vmap_flat(
+    layer: Layer, inputs: tuple[Any, Any, Any], in_axes: Any, options: dict[str, Any], every: bool = False
+) -> Flat:
+    """The stack of the layer's vmap, the batch at axis 1 of stacked arrays; with `every`, all of them are batched."""
+    size = arguments.check_batch(as_leaf, dict(zip(INPUTS, inputs, strict=True)), in_axes)
+    one = (
+        tree if axis is None else trees.map_arrays(lambda a, axis=axis: a.select(axis, 0), tree)
+        for tree, axis in zip(inputs, in_axes, strict=True)
+    )
+    flat = trees.prepare(layer, *one, **options)
+    params, init, xs = inputs
+    stacked_axis, init_axis, xs_axis = in_axes
+    stacked = [*trees.batched(params, stacked_axis, 1, size, every), *trees.batched(xs, xs_axis, 1, size, every)]
+    init = [a for a, _ in trees.batched(init, init_axis, 0, size, True)]  # the carry of a batched stack is batched
+    step = vmap_step(flat.stack.step, tuple(is_batched for _, is_batched in stacked))
+    return flat._replace(stack=flat.stack._replace(step=step), stacked=[a for a, _ in stacked], init=init)

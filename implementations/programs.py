@@ -1,0 +1,125 @@
+"""The programs of the general stack whose size is measured: forward, each derivative, batches, each choice of remat.
+
+`graph_size` takes flat arrays, so each program rebuilds its trees from a flat list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from implementations.interface import Array, Implementation, Tree
+
+D, F, B = 64, 128, 2  # width, hidden width, batch
+K = 4  # layers a step (unroll) or a group (remat)
+# From N = 16 on every stacked array has 1000 elements: with fewer, TensorFlow may take zeros for a constant.
+PARAMS: dict[str, Tree] = {
+    "dense": (D, D),
+    "mlp": {
+        "norm": {"scale": (D,), "bias": (D,)},
+        "up": {"w": (D, F), "bias": (F,)},
+        "down": {"w": (F, D), "bias": (D,)},
+    },
+}
+CARRY_BYTES = 4 * D
+NAMES = (
+    "forward", "gradient", "vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers",
+    "gradient, remat=True", f"gradient, remat={K}", f"gradient, unroll={K}", "gradient, unrolled",
+)  # fmt: skip
+
+
+class Program(NamedTuple):
+    name: str
+    layer: str
+    apply: Callable[..., Any]  # of `inputs`, flat
+    inputs: tuple[str, ...]
+    gradient: bool = False  # measured: its gradient program, by the framework's ordinary reverse mode
+    unroll: int = 1
+    remat: bool | int = False
+    form: str = "rolled"
+
+
+def programs(implementation: Implementation, of: str) -> list[Program]:
+    """The programs of a stack of layers `of` LAYERS, in the order in which they are shown."""
+    layer, stack = implementation.LAYERS[of], ("params", "init")
+
+    def split(flat: Sequence[Array]) -> tuple[Tree, Array]:
+        return _tree(PARAMS[of], iter(flat[:-1])), flat[-1]
+
+    def forward(**options: Any) -> Callable[..., Array]:
+        return lambda *flat: implementation.scan_layers(layer, *split(flat), **options)[0]
+
+    def unrolled(*flat: Array) -> Array:
+        return implementation.unroll_layers(layer, *split(flat))[0]
+
+    def vjp(*flat: Array) -> Any:
+        *stack, cotangent = flat
+        return _leaves(implementation.vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
+
+    def jvp(*flat: Array) -> Any:
+        tangents = (*split(flat[len(flat) // 2 :]), None)
+        return _leaves(implementation.jvp_layers(layer, *split(flat[: len(flat) // 2]), tangents=tangents))
+
+    def hvp(*flat: Array) -> Any:
+        tangents = (*split(flat[len(flat) // 2 :]), None)
+        return _leaves(implementation.hvp_layers(layer, _loss, *split(flat[: len(flat) // 2]), tangents=tangents))
+
+    def vmap(*flat: Array) -> Array:
+        return implementation.vmap_layers(layer, *split(flat))[0]
+
+    def vmap_vjp(*flat: Array) -> Any:
+        *stack, cotangent = flat
+        return _leaves(implementation.vmap_vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
+
+    return [
+        Program("forward", of, forward(), stack),
+        Program("gradient", of, forward(), stack, gradient=True),
+        Program("vjp_layers", of, vjp, (*stack, "cotangent")),
+        Program("jvp_layers", of, jvp, stack * 2),
+        Program("vmap_layers", of, vmap, ("params", "inits")),
+        Program("vmap_vjp_layers", of, vmap_vjp, ("params", "inits", "cotangents")),
+        Program("hvp_layers", of, hvp, stack * 2),
+        Program("gradient, remat=True", of, forward(remat=True), stack, gradient=True, remat=True),
+        Program(f"gradient, remat={K}", of, forward(remat=K), stack, gradient=True, remat=K),
+        Program(f"gradient, unroll={K}", of, forward(unroll=K), stack, gradient=True, unroll=K),
+        Program("gradient, unrolled", of, unrolled, stack, gradient=True, form="unrolled"),
+    ]
+
+
+def size(implementation: Implementation, program: Program, N: int) -> dict[str, Any]:
+    """One record of the block "programs"."""
+    flat = [implementation.from_numpy(array) for array in arrays(program.layer, program.inputs, N)]
+    cotangent = implementation.from_numpy(next(arrays(program.layer, ("cotangent",), N))) if program.gradient else None
+    at = {"program": program.name, "form": program.form, "unroll": program.unroll, "remat": program.remat}
+    at |= {"layer": program.layer, "N": N, "d": D, "dtype": "float32", "carry_bytes": CARRY_BYTES}
+    return at | implementation.graph_size(program.apply, *flat, cotangent=cotangent)
+
+
+def arrays(layer: str, inputs: tuple[str, ...], N: int) -> Iterator[np.ndarray]:
+    """The arrays of each input, one after the other: small Gaussian params [N, ...], carries [D] or a batch [B, D]."""
+    rng = np.random.default_rng(N)
+    for name in inputs:
+        shapes = [(N, *shape) for shape in _shapes(PARAMS[layer])]
+        for shape in shapes if name == "params" else [(B, D) if name.endswith("s") else (D,)]:
+            yield (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+
+def _shapes(tree: Tree) -> list[tuple[int, ...]]:
+    return [shape for part in tree.values() for shape in _shapes(part)] if isinstance(tree, dict) else [tree]
+
+
+def _tree(shapes: Tree, flat: Iterator[Array]) -> Tree:
+    return {name: _tree(part, flat) for name, part in shapes.items()} if isinstance(shapes, dict) else next(flat)
+
+
+def _loss(carry: Array, _: Tree) -> Array:
+    return carry[0] * carry[1]  # a scalar of two factors has a Hessian, and needs no framework's own sum
+
+
+def _leaves(tree: Tree) -> tuple[Array, ...]:
+    if isinstance(tree, (dict, list, tuple)):
+        parts = tree.values() if isinstance(tree, dict) else tree
+        return tuple(leaf for part in parts for leaf in _leaves(part))
+    return () if tree is None else (tree,)

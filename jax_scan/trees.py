@@ -1,0 +1,60 @@
+"""The checks of a stack's arguments, before any loop is built; flat lists are JAX's own business.
+
+Source: https://docs.jax.dev/en/latest/pytrees.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from jax_scan.edges import as_leaf
+from jax_scan.loops import Layer
+from reference import arguments
+
+
+def prepare(
+    layer: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any,
+    reverse: bool = False,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> int:
+    """Check the arguments of a stack, running the layer once on arrays without values; the number of layers.
+
+    Raises:
+        TypeError, ValueError: words in reference/arguments.py
+    """
+    num_layers = arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
+
+    def run_once(carry: Any, params: Any, x: Any) -> None:
+        output = layer(carry, params) if xs is None else layer(carry, params, x)
+        arguments.check_layer(as_leaf, carry, output)
+
+    params, x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (stacked_params, xs))
+    jax.eval_shape(run_once, init, params, x)
+    return num_layers
+
+
+def tangents_like(name: str, given: Any, primals: tuple[Any, ...], of: tuple[str, ...]) -> tuple[Any, ...]:
+    """`given` checked against `primals`, with zeros for a tree that is None, and JAX's own zeros for integers."""
+    arguments.check_tangents(as_leaf, name, given, primals, of)
+
+    def zeros(primal: jax.Array) -> Any:
+        is_float = jnp.issubdtype(primal.dtype, jnp.inexact)
+        return jnp.zeros_like(primal) if is_float else np.zeros(primal.shape, jax.dtypes.float0)
+
+    return tuple(
+        jax.tree.map(lambda p, t=None: zeros(p) if t is None else t, primal, *([] if tangent is None else [tangent]))
+        for primal, tangent in zip(primals, given, strict=True)
+    )
+
+
+def nones(gradients: Any) -> Any:
+    """None for JAX's gradients of integers."""
+    return jax.tree.map(lambda g: None if g.dtype == jax.dtypes.float0 else g, gradients)

@@ -1,0 +1,249 @@
+"""Every program of the general stack has one size for all N, or stays below one: derivatives, batches, remat, unroll.
+
+The layer is `mlp`, with a norm and biases for each of T positions: so every stacked array has N T D >= 1000 elements
+at N = 2. Below that TensorFlow captures an array of zeros as a constant, and counts a node or two less.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from implementations import load
+from implementations.measure import D as DENSE_D
+from implementations.measure import problem
+from tests.dialect import flat, from_numpy, ops
+from tests.laws import assert_bounded, assert_constant, assert_grows, assert_memory_a_layer, assert_no_copy
+from tests.probes import quick_compiler
+
+DEPTHS = (2, 3, 8, 64, 512)
+TWIN_DEPTHS = (2, 3, 5)
+T, D, F, BATCH = 16, 32, 64, 2
+K = 3  # layers a step, or a group
+CYCLE = (6, 7, 8, 64, 65, 66)  # every remainder of N by K, twice
+TIMES = 8  # the stated constant: with K layers a step never more than this many times the program with one
+CARRY = T * D * 4  # bytes
+SHAPES = {
+    "norm": {"scale": (T, D), "bias": (T, D)},
+    "up": {"w": (D, F), "bias": (T, F)},
+    "down": {"w": (F, D), "bias": (T, D)},
+}
+NUM_PARAMS = 6
+
+# torch takes seconds to compile a program of Inductor's, for each N again: it is counted at these depths alone. The
+# other levels are counted at all depths, and called as it stands one program serves all N (test_capabilities.py).
+TORCH_COMPILED = (2, 512, 6, 65, 66)
+
+
+def arrays(N):
+    """Flat: params in the order of SHAPES, then a carry."""
+    rng = np.random.default_rng(N)
+    shapes = [(N, *shape) for part in SHAPES.values() for shape in part.values()]
+    return [(rng.standard_normal(shape) / 8).astype(np.float32) for shape in (*shapes, (T, D))]
+
+
+def tree(params):
+    params = iter(params)
+    return {part: {name: next(params) for name in names} for part, names in SHAPES.items()}
+
+
+def forms(implementation):
+    """name -> (function of flat arrays, what follows params and init, is its gradient counted, loops)."""
+    o, mlp = ops(implementation.__name__), implementation.LAYERS["mlp"]
+
+    def stack(arrays):
+        return tree(arrays[:NUM_PARAMS]), arrays[NUM_PARAMS], arrays[NUM_PARAMS + 1 :]
+
+    def forward(**options):
+        def run(*arrays):
+            params, init, _ = stack(arrays)
+            return implementation.scan_layers(mlp, params, init, **options)[0]
+
+        return run
+
+    def vjp(*arrays):
+        params, init, (cotangent,) = stack(arrays)
+        return tuple(flat(implementation.vjp_layers(mlp, params, init, cotangents=(cotangent, None))))
+
+    def jvp(*arrays):
+        params, init, tangents = stack(arrays)
+        tangents = tree(tangents[:NUM_PARAMS]), tangents[NUM_PARAMS], None
+        return tuple(flat(implementation.jvp_layers(mlp, params, init, tangents=tangents)))
+
+    def hvp(*arrays):
+        params, init, tangents = stack(arrays)
+        tangents = tree(tangents[:NUM_PARAMS]), tangents[NUM_PARAMS], None
+        loss = lambda carry, _: o.sum(carry**2)  # noqa: E731
+        return tuple(flat(implementation.hvp_layers(mlp, loss, params, init, tangents=tangents)))
+
+    def vmap(*arrays):
+        params, _, (inits,) = stack(arrays)
+        return implementation.vmap_layers(mlp, params, inits)[0]
+
+    def per_example_gradients(*arrays):
+        params, _, (inits, cotangents) = stack(arrays)
+        return tuple(flat(implementation.vmap_vjp_layers(mlp, params, inits, cotangents=(cotangents, None))))
+
+    def copies_the_weights(*arrays):
+        return forward()(*(array * 2 for array in arrays))
+
+    def unrolled(*arrays):
+        params, init, _ = stack(arrays)
+        return implementation.unroll_layers(mlp, params, init)[0]
+
+    batch, none = [(BATCH, T, D)], []
+    tangents = [*(s for part in SHAPES.values() for s in part.values()), (T, D)]
+    return {
+        "forward": (forward(), none, False, 1),
+        "gradient": (forward(), none, True, 2),
+        "vjp_layers": (vjp, [(T, D)], False, 2),
+        "jvp_layers": (jvp, tangents, False, 1),
+        "hvp_layers": (hvp, tangents, False, 2),
+        "vmap_layers": (vmap, batch, False, 1),
+        "vmap_vjp_layers": (per_example_gradients, batch * 2, False, 2),
+        "remat=True": (forward(remat=True), none, True, 2),
+        "remat=k": (forward(remat=K), none, True, 2),
+        "unroll=k": (forward(unroll=K), none, True, 2),
+        "remat=True, unroll=k": (forward(remat=True, unroll=K), none, True, 2),
+        "unrolled": (unrolled, none, False, 0),
+        "gradient, unrolled": (unrolled, none, True, 0),
+        "copies the weights": (copies_the_weights, none, False, 1),
+    }
+
+
+ROLLED = (
+    "forward",
+    "gradient",
+    "vjp_layers",
+    "jvp_layers",
+    "hvp_layers",
+    "vmap_layers",
+    "vmap_vjp_layers",
+    "remat=True",
+)
+
+
+@functools.cache
+def size(name, form, N):
+    implementation = load(name)
+    apply, more, gradient, _ = forms(implementation)[form]
+    rng = np.random.default_rng(N)
+    # tangents of params have their leading axis
+    more = [(N, *shape) for shape in more[:-1]] + more[-1:] if len(more) == NUM_PARAMS + 1 else more
+    given = from_numpy(implementation, [*arrays(N), *(rng.standard_normal(s).astype(np.float32) for s in more)])
+    cotangent = from_numpy(implementation, np.ones((T, D), np.float32)) if gradient else None
+    if name == "torch_compile" and form in (*ROLLED, "remat=k", "unroll=k") and N not in TORCH_COMPILED:
+        with quick_compiler(implementation):
+            counts = implementation.graph_size(apply, *given, cotangent=cotangent)
+        return {level: counts[level] for level in ("captured", "lowered")}
+    return implementation.graph_size(apply, *given, cotangent=cotangent)
+
+
+def sizes(implementation, form, depths):
+    return {N: size(implementation.__name__, form, N) for N in depths}
+
+
+def loops(implementation, form):
+    return forms(implementation)[form][3]
+
+
+@pytest.mark.parametrize("form", ROLLED)
+def test_rolled_has_one_size(implementation, form):
+    who = f"{implementation.__name__}, {form}"
+    assert_constant(who, sizes(implementation, form, DEPTHS), loops(implementation, form))
+
+
+@pytest.mark.parametrize("form", ["unroll=k", "remat=k"])
+def test_several_layers_a_step_stay_below_one_size(implementation, form):
+    who, rolled = f"{implementation.__name__}, {form}", size(implementation.__name__, "gradient", 2)
+    assert_bounded(who, sizes(implementation, form, CYCLE), rolled, TIMES, loops(implementation, form))
+
+
+@pytest.mark.parametrize("form", ["unrolled", "gradient, unrolled"])
+def test_unrolled_grows_with_every_layer(implementation, form):
+    assert_grows(f"{implementation.__name__}, {form}", sizes(implementation, form, TWIN_DEPTHS))
+
+
+# Memory. A layer's residuals, what its derivative needs beside the weights, are eight times its carry and more.
+
+
+@pytest.mark.parametrize("form", ["forward", "vmap_layers", "jvp_layers"])
+def test_memory_without_a_backward_pass_does_not_depend_on_depth(implementation, form):
+    assert_memory_a_layer(f"{implementation.__name__}, {form}", sizes(implementation, form, DEPTHS), 0, 0)
+
+
+def test_remat_keeps_one_carry_a_layer(implementation):
+    """In torch its cotangent too: there the weights' gradients are made once all cotangents are known."""
+    found = sizes(implementation, "remat=True", DEPTHS)
+    assert_memory_a_layer(f"{implementation.__name__}, remat=True", found, CARRY, 2 * CARRY + 8)
+
+
+def test_remat_with_several_layers_a_step_keeps_one_carry_a_layer(implementation):
+    found = sizes(implementation, "remat=True, unroll=k", (6, 66))
+    assert_memory_a_layer(f"{implementation.__name__}, remat=True, unroll={K}", found, CARRY, 2 * CARRY + 8)
+
+
+def test_remat_of_groups_keeps_one_carry_a_group(implementation):
+    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, "remat=k", (6, 66))
+    assert_memory_a_layer(who, found, CARRY / K, CARRY / K + 8)
+
+
+def test_without_remat_jax_keeps_the_residuals(implementation):
+    """In the other two a layer is recomputed anyway: there False is True."""
+    found = sizes(implementation, "gradient", DEPTHS)
+    low, high = (8 * CARRY, 32 * CARRY) if implementation.__name__ == "jax_scan" else (CARRY, 2 * CARRY + 8)
+    assert_memory_a_layer(f"{implementation.__name__}, remat=False", found, low, high)
+
+
+OPTIONS = ({"unroll": 3}, {"remat": 3}, {"remat": True, "unroll": 3}, {"remat": 3, "unroll": 2, "reverse": True})
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_remainder_does_not_copy_the_weights(implementation, options):
+    """The layer is `dense`: its weights are 64 times its carry. 65 layers: neither 2 nor 3 divides that."""
+    weights, x, cotangent = problem(implementation, 65)
+    dense = implementation.LAYERS["dense"]
+    found = implementation.graph_size(
+        lambda w, x: implementation.scan_layers(dense, w, x, **options)[0], weights, x, cotangent=cotangent
+    )
+    assert_no_copy(f"{implementation.__name__}, {options}", found, 65 * DENSE_D * DENSE_D * 4)
+
+
+# Wrong programs: each law must catch the one that breaks it.
+
+
+def test_program_that_unrolls_is_caught(implementation):
+    unrolled = sizes(implementation, "gradient, unrolled", TWIN_DEPTHS)
+    with pytest.raises(AssertionError, match=r"captured: observed .* allowed one count for all N"):
+        assert_constant("mutant", unrolled, loops=0)
+    with pytest.raises(AssertionError, match=r"observed loops .* allowed no fewer than 1"):
+        assert_bounded("mutant", unrolled, size(implementation.__name__, "gradient", 2), TIMES, loops=1)
+
+
+def test_program_that_grows_is_caught_by_the_bound(implementation):
+    deep = {2: size(implementation.__name__, "unrolled", 2), 64: captured_at_64(implementation)}
+    with pytest.raises(AssertionError, match=r"captured: observed .* allowed \d+ for all N"):
+        assert_bounded("mutant", deep, size(implementation.__name__, "forward", 2), TIMES, loops=0)
+
+
+def captured_at_64(implementation):
+    """The twin is too slow to compile at 64 layers: what it would capture, from the growth of a layer."""
+    two, three = (size(implementation.__name__, "unrolled", N) for N in (2, 3))
+    return {key: two[key] + 62 * (three[key] - two[key]) for key in two}
+
+
+def test_program_that_copies_the_weights_is_caught(implementation):
+    copies = sizes(implementation, "copies the weights", (2, 64))
+    with pytest.raises(AssertionError, match=r"observed \d+\.\d bytes a layer, allowed 0\.0 to 0\.0"):
+        assert_memory_a_layer("mutant", copies, 0, 0)
+    stack = sum(array.nbytes for array in arrays(64)[:NUM_PARAMS])
+    with pytest.raises(AssertionError, match=r"observed \d+ bytes, allowed half of"):
+        assert_no_copy("mutant", copies[64], stack)
+
+
+def test_remat_that_keeps_everything_is_caught(implementation):
+    keeps = sizes(implementation, "gradient, unrolled", (2, 5))
+    with pytest.raises(AssertionError, match=r"bytes a layer, allowed"):
+        assert_memory_a_layer("mutant", keeps, CARRY, 2 * CARRY + 8)

@@ -1,0 +1,265 @@
+"""The recipes around a stack: gates, dropout, mixed precision, the layer where NaN begins."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from reference import cases
+from reference.stack import apply_layers, run_layers, tree_map
+from tests.comparator import assert_case
+from tests.dialect import from_numpy, layer_of, ops, pullback, to_numpy
+from tests.problems import ACTIVATIONS, D, as_float64, make_cell, problem
+from tests.stacks import assert_program
+from tests.trees import assert_trees
+
+quick = pytest.mark.usefixtures("without_inductor")
+CASE = cases.case("small_integers_3x7", "float32")
+both_forms = pytest.mark.parametrize("form", ["scan_layers", "unroll_layers"])
+
+
+# Gates.
+
+
+def make_gated(o):
+    layer = o.gated(ACTIVATIONS["tanh"](o))
+
+    def gated(weights, gates, x):
+        return o.scan(layer, weights, x, gates)[0]
+
+    return gated
+
+
+@quick
+@pytest.mark.parametrize("gates", [[1, 0.5, 0.25, 0.75], [0, 0, 1, 0]], ids=str)
+def test_gates_mix_and_have_a_gradient_open_and_closed(implementation, gates):
+    rng = np.random.default_rng(0)
+    inputs = (rng.standard_normal((4, D, D)), np.array(gates), rng.standard_normal(D))
+    assert_program(implementation, make_gated, tuple(a.astype(np.float32) for a in inputs), compiled=False)
+
+
+def gated_dense(implementation, form, weights, x, gates):
+    layer = layer_of(make_gated_dense, implementation.__name__)
+    arrays = from_numpy(implementation, (weights, x, np.array(gates, np.float32)))
+    return to_numpy(implementation, getattr(implementation, form)(layer, *arrays)[0])
+
+
+def make_gated_dense(o):
+    return o.gated(lambda carry, w: (o.matvec(w, carry), None))
+
+
+@quick
+@both_forms
+def test_gates_of_0_and_1_leave_early_and_skip(implementation, form):
+    """Exactly: integers, which a product with 0 or 1 does not round."""
+    for gates in ([1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1], [1, 0, 1]):
+        kept = CASE.weights[np.array(gates, bool)]
+        y = gated_dense(implementation, form, CASE.weights, CASE.x, gates)
+        np.testing.assert_array_equal(y, apply_layers(kept, CASE.x), strict=True)
+
+
+@quick
+def test_stacks_padded_to_one_depth_give_what_they_gave(implementation):
+    for N in (0, 1, 2, 3):
+        padded = np.concatenate([CASE.weights[:N], np.zeros((5 - N, 7, 7), np.float32)])
+        y = gated_dense(implementation, "scan_layers", padded, CASE.x, [1] * N + [0] * (5 - N))
+        np.testing.assert_array_equal(y, apply_layers(CASE.weights[:N], CASE.x), strict=True)
+
+
+@quick
+def test_a_closed_gate_does_not_keep_nan_out(implementation):
+    padded = np.concatenate([CASE.weights, np.full((1, 7, 7), np.nan, np.float32)])
+    assert np.isnan(gated_dense(implementation, "scan_layers", padded, CASE.x, [1, 1, 1, 0])).all()
+
+
+@quick
+@both_forms
+def test_a_gated_layer_keeps_its_xs_its_ys_and_its_integers(implementation, form):
+    params, init, xs = problem("cell", 4).inputs
+    gates = np.array([1, 0, 1, 0], np.float32)
+    gated = implementation.gated(layer_of(make_cell, implementation.__name__))
+    arrays = from_numpy(implementation, (params, init, (gates, xs)))
+    actual = to_numpy(implementation, getattr(implementation, form)(gated, *arrays))
+
+    def right(namespace, dtype):
+        cell = layer_of(make_cell, namespace)
+
+        def step(carry, params, x):
+            gate, x = x
+            new, y = cell(carry, params, x)
+            return (new if gate else carry), y
+
+        inputs = tree_map(dtype, (params, init, (gates, xs)))
+        return run_layers(step, *inputs)
+
+    named = (
+        dict(zip(("carry", "ys"), r, strict=True))
+        for r in (actual, right("exact", as_float64), right("numpy", np.asarray))
+    )
+    assert_trees(f"{implementation.__name__}, gated cell, {form}", *named)
+
+
+# Dropout.
+
+RATE, WIDTH, LAYERS = 0.75, 1000, 4  # 1 / (1 - RATE) = 4: on integers nothing rounds
+
+
+def dropping(implementation):
+    def layer(carry, w, key):
+        dropped = implementation.dropout(carry * w, key, RATE)
+        return carry, dropped
+
+    return layer
+
+
+def masks(implementation, form="scan_layers", seed=3, dtype="float32", **options):
+    """What is left of ones in each layer, [LAYERS, WIDTH]."""
+    w, x = from_numpy(implementation, (np.ones(LAYERS, dtype), np.ones(WIDTH, dtype)))
+    keys = implementation.layer_keys(seed, LAYERS, (WIDTH,))
+    _, ys = getattr(implementation, form)(dropping(implementation), w, x, keys, **options)
+    return implementation.to_numpy(ys)
+
+
+def assert_dropped(left):
+    """Each layer drops other elements of ones, at the rate, and the rest makes up for them."""
+    assert set(np.unique(left)) == {0, 1 / (1 - RATE)}, "values"
+    # a binomial number, within six standard deviations: in each layer, and where two layers agree
+    for kept in left > 0:
+        assert abs(kept.mean() - (1 - RATE)) < 6 * np.sqrt(RATE * (1 - RATE) / kept.size), "rate"
+    agree, by_chance = (left[:-1] > 0) == (left[1:] > 0), RATE**2 + (1 - RATE) ** 2
+    assert abs(agree.mean() - by_chance) < 6 * np.sqrt(by_chance * (1 - by_chance) / agree.size), "layers"
+
+
+@quick
+def test_every_layer_drops_other_elements_at_the_rate(implementation):
+    assert_dropped(masks(implementation))
+
+
+WRONG_MASKS = {
+    "frozen": (lambda left: np.stack([left[0]] * LAYERS), "layers"),
+    "frozen in two layers": (lambda left: left[[0, 0, 2, 3]], "layers"),
+    "the wrong way round": (lambda left: 4 - left, "rate"),
+    "not made up for": (lambda left: left / 4, "values"),
+    "nothing dropped": (lambda left: np.full_like(left, 4), "values"),
+}
+
+
+@pytest.mark.parametrize(("change", "what"), WRONG_MASKS.values(), ids=WRONG_MASKS)
+def test_wrong_masks_are_caught(change, what):
+    left = np.where(np.random.default_rng(0).uniform(size=(LAYERS, WIDTH)) < RATE, 0, 4)
+    assert_dropped(left)
+    with pytest.raises(AssertionError, match=what):
+        assert_dropped(change(left))
+
+
+@quick
+def test_masks_are_those_of_the_seed_rolled_and_unrolled(implementation):
+    left = masks(implementation)
+    for other in ({"form": "unroll_layers"}, {}, {"unroll": 3}, {"remat": 2}, {"reverse": True}):
+        np.testing.assert_array_equal(left, masks(implementation, **other), strict=True, err_msg=str(other))
+    assert not np.array_equal(left, masks(implementation, seed=4))
+
+
+@quick
+@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16])
+def test_dropout_keeps_the_dtype(implementation, dtype):
+    left = masks(implementation, dtype=dtype)
+    assert left.dtype == dtype
+    assert 0 < (left > 0).mean() < 1
+
+
+@quick
+@pytest.mark.parametrize("options", [{}, {"remat": True}, {"remat": 3, "reverse": True}], ids=str)
+def test_the_gradient_goes_through_the_same_mask(implementation, options):
+    """Also where the backward pass runs the layer again: a new mask there would be silent."""
+    keys = implementation.layer_keys(3, LAYERS, (WIDTH,))
+    layer = dropping(implementation)
+    inputs = np.full(LAYERS, 2, np.float32), np.arange(WIDTH, dtype=np.float32)
+    cotangents = np.zeros(WIDTH, np.float32), np.ones((LAYERS, WIDTH), np.float32)
+    (_, ys), (dw, dx) = pullback(
+        implementation, lambda w, x: implementation.scan_layers(layer, w, x, keys, **options), inputs, cotangents
+    )
+    left = masks(implementation)
+    np.testing.assert_array_equal(ys, 2 * inputs[1] * left)
+    np.testing.assert_array_equal(dx, 2 * left.sum(0))
+    np.testing.assert_array_equal(dw, left @ inputs[1])
+
+
+# Mixed precision.
+
+
+@quick
+def test_params_stay_in_float32_around_a_bfloat16_carry(implementation):
+    """The numbers are those of the case in bfloat16; the gradient of float32 params is float32."""
+    case = cases.case("orthogonal_3x7", "bfloat16")
+    layer = implementation.cast_params(implementation.LAYERS["dense"], ops(implementation.__name__).bfloat16)
+    inputs = case.weights.astype(np.float32), case.x
+    (y, _), (dweights, dx) = pullback(
+        implementation, lambda w, x: implementation.scan_layers(layer, w, x), inputs, (case.cotangent, None)
+    )
+    assert dweights.dtype == np.float32
+    as_bfloat16 = dweights.astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(as_bfloat16.astype(np.float32), dweights)  # it came out of bfloat16
+    assert_case(implementation.__name__, case, (y, as_bfloat16, dx))
+
+
+@quick
+def test_integers_among_the_params_are_not_cast(implementation):
+    def layer(carry, params):
+        return carry, params["k"]
+
+    layer = implementation.cast_params(layer, ops(implementation.__name__).bfloat16)
+    params = {"w": np.ones((2, 3), np.float32), "k": np.array([257, 258], np.int32)}  # bfloat16 has no 257
+    _, ys = implementation.scan_layers(layer, *from_numpy(implementation, (params, np.ones(3, np.float32))))
+    np.testing.assert_array_equal(implementation.to_numpy(ys), params["k"], strict=True)
+
+
+@quick
+@both_forms
+def test_a_carry_that_drifts_to_the_dtype_of_params_is_refused(implementation, form):
+    o = ops(implementation.__name__)
+    arrays = from_numpy(implementation, (np.ones((2, 3), np.float32), np.ones(3, ml_dtypes.bfloat16)))
+    with pytest.raises(TypeError) as caught:
+        getattr(implementation, form)(lambda carry, w: (o.like(carry, w) * w, None), *arrays)
+    assert str(caught.value) == "carry: expected bfloat16[3] (that of init), got float32[3]"
+
+
+# Debugging.
+
+
+def located(implementation, layer, *trees, **options):
+    return int(
+        implementation.to_numpy(implementation.locate_nonfinite(layer, *from_numpy(implementation, trees), **options))
+    )
+
+
+@quick
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_first_layer_that_is_not_finite_is_named(implementation, reverse, value):
+    """Of two that are not: the one that runs first. An infinity shows in y alone: tanh makes 1 of it."""
+    params, init, xs = problem("cell", 4).inputs
+    layer = layer_of(make_cell, implementation.__name__)
+    assert located(implementation, layer, params, init, xs, reverse=reverse) == -1
+    for broken in ([0], [3], [1, 2]):
+        x = xs[0].copy()
+        x[broken, 1] = value
+        expected = broken[-1] if reverse else broken[0]
+        assert located(implementation, layer, params, init, (x,), reverse=reverse) == expected
+
+
+@quick
+@pytest.mark.parametrize("reverse", [False, True])
+def test_without_layers_none_is_named(implementation, reverse):
+    inputs = problem("cell", 0).inputs
+    assert located(implementation, layer_of(make_cell, implementation.__name__), *inputs, reverse=reverse) == -1
+
+
+@quick
+def test_a_layer_is_named_inside_the_users_function(implementation):
+    weights = CASE.weights.copy()
+    weights[1, 2, 3] = np.nan
+    layer = implementation.LAYERS["dense"]
+    program = implementation.compile(lambda w, x: implementation.locate_nonfinite(layer, w, x))
+    assert int(implementation.to_numpy(program(*from_numpy(implementation, (weights, CASE.x))))) == 1

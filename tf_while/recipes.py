@@ -1,0 +1,77 @@
+"""What users of layer stacks ask for, each a few lines around a layer or around `scan_layers`: gates, dropout, mixed
+precision, the layer where NaN begins.
+
+A recipe that wraps a layer returns a layer, so recipes nest, and go rolled and unrolled through every transform.
+Source: https://www.tensorflow.org/guide/random_numbers
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tf_while.loops import Layer, flatten, floats, is_float
+from tf_while.stack import scan_layers
+
+
+def gated(layer: Layer) -> Layer:
+    """`gate * layer + (1 - gate) * nothing`: xs are gates [N], or (gates, xs of layer). Differentiable in the gate.
+
+    Gates of 0 and 1 leave before the last layer, or pad stacks of several depths to one, and so to one program. A layer
+    behind a closed gate is still computed: where it is not finite, neither is the result. Its y stays as it is."""
+
+    def step(carry: Any, params: Any, x: Any) -> tuple[Any, Any]:
+        gate, *rest = x if isinstance(x, tuple) else (x,)
+        new_carry, y = layer(carry, params, *rest)
+
+        def mix(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+            if not is_float(old):
+                return tf.where(gate == 0, old, new)
+            g = tf.cast(gate, old.dtype)
+            return g * new + (1 - g) * old
+
+        olds, pack = flatten(carry)
+        return pack([mix(old, new) for old, new in zip(olds, flatten(new_carry)[0], strict=True)]), y
+
+    return step
+
+
+def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> tf.Tensor:
+    """One key a layer, as xs for layers that call `dropout` on arrays of `shape`: equal seeds, equal keys."""
+    # [N, 2]: a seed of the stateless kind knows no shape.
+    return tf.random.stateless_uniform([num_layers, 2], [seed, 0], None, None, tf.int32, alg="philox")
+
+
+def dropout(array: tf.Tensor, key: tf.Tensor, rate: float) -> tf.Tensor:
+    """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone.
+
+    XLA draws other numbers from a key than TensorFlow's own kernels: one mask in each."""
+    kept = tf.random.stateless_uniform(tf.shape(array), key, alg="philox") < 1 - rate
+    return tf.where(kept, array / (1 - rate), tf.zeros_like(array))
+
+
+def cast_params(layer: Layer, dtype: Any) -> Layer:
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+
+    def cast(params: Any) -> Any:
+        arrays, pack = flatten(params)
+        return pack([tf.cast(a, dtype) if is_float(a) else a for a in arrays])
+
+    return lambda carry, params, *x: layer(carry, cast(params), *x)
+
+
+def locate_nonfinite(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
+) -> tf.Tensor:
+    """The first layer, in the order in which they run, that makes a NaN or an infinity: its index, or -1 for none."""
+
+    def step(carry: Any, params: Any, *x: Any) -> tuple[Any, tf.Tensor]:
+        new_carry, y = layer(carry, params, *x)
+        finite = [tf.reduce_all(tf.math.is_finite(a)) for a in floats(flatten((new_carry, y))[0])]
+        return new_carry, tf.reduce_all(tf.stack(finite))
+
+    _, finite = scan_layers(step, stacked_params, init, xs, reverse=reverse)  # [N]
+    order = tf.reverse(finite, [0]) if reverse else finite
+    first = tf.argmin(tf.cast(order, tf.int32), output_type=tf.int32) if order.shape[0] != 0 else 0
+    return tf.where(tf.reduce_all(finite), -1, tf.size(order) - 1 - first if reverse else first)

@@ -1,0 +1,81 @@
+"""What users of layer stacks ask for, each a few lines around a layer or around `scan_layers`: gates, dropout, mixed
+precision, the layer where NaN begins.
+
+A recipe that wraps a layer returns a layer, so recipes nest, and go rolled and unrolled through every transform.
+Source: https://docs.pytorch.org/docs/2.13/generated/torch.Generator.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torch_compile.edges import cached
+from torch_compile.loops import Layer
+from torch_compile.stack import scan_layers
+from torch_compile.trees import flatten, flatten_like, map_arrays, unflatten
+
+
+@cached
+def gated(layer: Layer) -> Layer:
+    """`gate * layer + (1 - gate) * nothing`: xs are gates [N], or (gates, xs of layer). Differentiable in the gate.
+
+    Gates of 0 and 1 leave before the last layer, or pad stacks of several depths to one, and so to one program. A layer
+    behind a closed gate is still computed: where it is not finite, neither is the result. Its y stays as it is."""
+
+    def step(carry: Any, params: Any, x: Any) -> tuple[Any, Any]:
+        gate, *rest = x if isinstance(x, tuple) else (x,)
+        new_carry, y = layer(carry, params, *rest)
+
+        def mix(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            if not old.is_floating_point():
+                return torch.where(gate == 0, old, new)
+            g = gate.to(old.dtype)
+            return g * new + (1 - g) * old
+
+        arrays, structure = flatten(carry)
+        return unflatten(structure, map(mix, arrays, flatten_like(structure, new_carry))), y
+
+    return step
+
+
+def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """One key a layer, as xs for layers that call `dropout` on arrays of `shape`: equal seeds, equal keys."""
+    # torch draws from a state, not from a key: so the numbers are drawn beforehand, and are the key
+    return torch.rand(num_layers, *shape, generator=torch.Generator().manual_seed(seed))  # [N, *shape]
+
+
+def dropout(array: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
+    """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone."""
+    return torch.where(key >= rate, array / (1 - rate), 0).to(array.dtype)
+
+
+@cached
+def cast_params(layer: Layer, dtype: Any) -> Layer:
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+
+    def cast(array: torch.Tensor) -> torch.Tensor:
+        return array.to(dtype) if array.is_floating_point() else array
+
+    return lambda carry, params, *x: layer(carry, map_arrays(cast, params), *x)
+
+
+def locate_nonfinite(
+    layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
+) -> torch.Tensor:
+    """The first layer, in the order in which they run, that makes a NaN or an infinity: its index, or -1 for none."""
+    _, finite = scan_layers(_is_finite(layer), stacked_params, init, xs, reverse=reverse)  # [N]
+    order = finite.flip(0) if reverse else finite
+    first = order.to(torch.int32).argmin() if len(order) else torch.tensor(0, device=order.device)
+    return torch.where(finite.all(), -1, len(order) - 1 - first if reverse else first)
+
+
+@cached
+def _is_finite(layer: Layer) -> Layer:
+    def step(carry: Any, params: Any, *x: Any) -> tuple[Any, torch.Tensor]:
+        new_carry, y = layer(carry, params, *x)
+        floats = [a for a in flatten((new_carry, y))[0] if a.is_floating_point()]
+        return new_carry, torch.stack([torch.isfinite(a).all() for a in floats]).all()
+
+    return step
