@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         dest="mode",
         const="full",
-        help="every N and the slow compiles of the unrolled twin",
+        help="every N, the slow compiles of the unrolled twin, every program of the general stack with an MLP",
     )
     made.add_argument(
         "--implementations",
@@ -165,8 +165,8 @@ def merge(mode: str, known: dict[str, str], measured: list[dict[str, Any]], seco
                      recompiles, problems, seconds; asked_for: whether it was named on the command line
       sizes, times   the dense stack: form, N, d, dtype, gradient, then counts and temp_bytes, or seconds
       linear         run_seconds of its rolled gradient at several N, timed in turn; empty in a quick run
-      programs       the general stack, empty in a quick run: program (its name), form, unroll, remat, layer, N, d, dtype,
-                     carry_bytes (of one carry), captured, lowered, compiled, loops, temp_bytes
+      programs       the general stack, empty in a quick run: program (its name), form, unroll, remat, layer, N, d,
+                     dtype, carry_bytes (of one carry), captured, lowered, compiled, loops, temp_bytes
     capabilities     names, rows of states and numbered notes: the declared matrix
     deviations       everything observed that is not as declared; empty is exit status 0
     seconds          the whole run

@@ -44,8 +44,10 @@ COLOURS = {
 }
 INK, MUTED, GRID, ROLLED, UNROLLED, THIRD, FOURTH, FIFTH, PAPER = COLOURS
 OTHERS = ((THIRD, "^"), (FOURTH, "D"), (FIFTH, "v"), (THIRD, "<"), (FOURTH, "P"), (FIFTH, ">"))
-MANY = ((ROLLED, "o"), (THIRD, "^"), (FOURTH, "D"), (FIFTH, "v"), (MUTED, "X"))  # each colour twice, with two markers
-MANY = (*MANY, *((colour, marker) for (colour, _), marker in zip(MANY, "s<P>d", strict=True)))
+MANY = (  # each colour twice, with two markers
+    *((ROLLED, "o"), (THIRD, "^"), (FOURTH, "D"), (FIFTH, "v"), (MUTED, "X")),
+    *((ROLLED, "s"), (THIRD, "<"), (FOURTH, "P"), (FIFTH, ">"), (MUTED, "d")),
+)
 LIGHT, DARK = (";".join(f"{colour[0]}:{colour[theme]}" for colour in COLOURS.values()) for theme in (1, 2))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 

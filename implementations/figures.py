@@ -70,12 +70,14 @@ def _general(results: Results) -> dict[str, Figure]:
     if not any(summary.programs(measured) for measured in summary.ran(results)):
         return {}
     layer, kept = summary.main_layer(results), summary.main_layer(results, remat=True)
+    names = [program.name for measured in summary.ran(results) for program in summary.programs(measured)]
+    looks = dict(zip(dict.fromkeys(names), cycle(drawing.MANY), strict=False))  # the same in every panel
     found = {
         "programs": _figure(
             "programs",
             "Compiled size of each program of the general stack",
             f"{_held(results)} Layer: {layer}; each panel has its own unit.",
-            [[_general_panel(measured, "compiled", layer) for measured in summary.implementations(results)]],
+            [[_general_panel(measured, "compiled", layer, looks) for measured in summary.implementations(results)]],
         )
     }
     if kept:
@@ -83,7 +85,7 @@ def _general(results: Results) -> dict[str, Figure]:
             "remat",
             "Memory of each choice of remat",
             f"{_kept(results, kept)} Layer: {kept}.",
-            [[_general_panel(measured, "temp_bytes", kept) for measured in summary.implementations(results)]],
+            [[_general_panel(measured, "temp_bytes", kept, looks) for measured in summary.implementations(results)]],
         )
     return found
 
@@ -106,7 +108,7 @@ def _kept(results: Results, layer: str) -> str:
     said = []
     for measured in summary.ran(results):
         facts = [
-            f"{program.name.removeprefix('gradient, ').replace('gradient', 'remat=False')} {added / carry:.2g}"
+            f"{program.name.removeprefix('gradient, ').replace('gradient', 'remat=False')} {added / carry:.3g}"
             for program in _gradients(measured, layer)
             if (added := program.memory_a_layer()) is not None and (carry := program.carry_bytes)
         ]
@@ -118,25 +120,23 @@ def _gradients(measured: Measured, layer: str) -> list[summary.Counted]:
     return [program for program in summary.programs(measured, layer) if program.name.startswith("gradient")]
 
 
-def _general_panel(measured: Measured, key: str, layer: str) -> Panel:
+def _general_panel(measured: Measured, key: str, layer: str, looks: dict[str, tuple[str, str]]) -> Panel:
     programs = _gradients(measured, layer) if key == "temp_bytes" else summary.programs(measured, layer)
     programs = [p for p in programs if p.counts(key) and (key == "temp_bytes" or p.form == "rolled")]
-    looks = iter(drawing.MANY)
     lines = []
     for program in programs:
-        colour, marker = (drawing.UNROLLED, "s") if program.form == "unrolled" else next(looks)
+        colour, marker = (drawing.UNROLLED, "s") if program.form == "unrolled" else looks[program.name]
         name = "unrolled" if program.form == "unrolled" else program.name
         values = {n: summary.spread([count]) for n, count in program.counts(key).items() if count > 0}
         if values:
             lines.append(Line(name, False, values, colour, marker))
     lines.sort(key=lambda line: -line.values[max(line.values)].median)  # the legend in the order of the lines
     depths = sorted({n for line in lines for n in line.values})
-    record = next(iter(measured.get("programs", ())), {})
     unit = measured.get("units", {}).get("compiled")
     quantity = (
         "temporary memory of the gradient" if key == "temp_bytes" else f"compiled: {unit}" if unit else "compiled"
     )
-    where = f"N = {depths[0]} to {depths[-1]} layers · d = {record['d']}, {record['dtype']}" if depths else ""
+    where = f"N = {depths[0]} to {depths[-1]} layers · {layer}" if depths else ""
     missing = "" if lines else "not measured" if measured.get("status") == "ok" else str(measured.get("status"))
     versions = _versions(measured)
     kind = "bytes" if key == "temp_bytes" else "count"

@@ -142,9 +142,12 @@ class Implementation(Protocol):
     # graph.py: size at the three levels; everything that touches framework internals
     UNITS: Mapping[str, str]  # level -> what is counted there
 
-    def graph_size(self, apply: Apply, *args: Array, cotangent: Array | None = None) -> dict[str, int]:
+    def graph_size(
+        self, apply: Apply, *args: Array, cotangent: Array | None = None, compiled: bool = True
+    ) -> dict[str, int]:
         """Count `apply(*arrays)`, or with `cotangent` its gradient program: "captured", "lowered", "compiled"; "loops"
-        left by the compiler; "temp_bytes", the peak memory of the compiled program beside arguments and results."""
+        left by the compiler; "temp_bytes", the peak memory of the compiled program beside arguments and results. Not
+        `compiled`: only the first two, without waiting for the compiler."""
 
     def compile_seconds(self, apply: Apply, *args: Array, cotangent: Array | None = None) -> float:
         """Seconds to trace and compile from cold, without the first execution."""

@@ -39,33 +39,36 @@ class Mode(NamedTuple):
     unrolled: tuple[int, ...]
     alternatives: tuple[int, ...]
     cases: dict[str, tuple[str, ...]]  # dtype -> names
-    gradients: bool  # of the rolled and the unrolled form
+    gradients: bool  # of the rolled form, at the same depths
+    unrolled_gradients: tuple[int, ...]
     alternative_gradients: bool
     patience: float  # seconds: a form is not tried deeper once a compilation has taken longer
     compilations: int  # timed ones: of the rolled form, and of the unrolled one until they take REPEAT_SECONDS together
     run_seconds: float  # spent on run time at each depth
+    programs: dict[str, tuple[str, ...]]  # of the general stack: layer -> names
     linear: tuple[int, ...] = ()  # depths at which the gradient is timed in turn
-    programs: dict[str, tuple[str, ...]] = {}  # of the general stack: layer -> names
     program_depths: tuple[int, ...] = ()
     stepped: tuple[int, ...] = ()  # more of them for several layers a step, where the remainder counts
     twins: tuple[int, ...] = ()  # depths of the unrolled form of the general stack
 
 
 FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
-# A program of the general stack compiles for 5 to 40 s in torch: the default run has those that say most. The dense
-# layer's forward and gradient are measured anyway; a choice of remat matters where a layer keeps more than its carry.
-DERIVATIVES = ("vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers")
-REMAT = ("gradient", "gradient, remat=True", f"gradient, remat={programs.K}", "gradient, unrolled")
+# A program of the general stack compiles for 5 to 40 s in torch: the default run has those of the dense layer that are
+# fastest; the full run has all of `mlp`, which keeps more than its carry, so that the choices of remat differ.
+DENSE = (
+    *("gradient", "vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers"),
+    *(f"gradient, remat={programs.K}", "gradient, unrolled"),
+)
 MODES = {
-    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, False, 5, 1, 0.3),
+    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, (), False, 5, 1, 0.3, {}),
     "default": Mode(
-        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, False, 10, 3, 0.5,
-        linear=(256, 1024), programs={"dense": DERIVATIVES, "mlp": REMAT}, program_depths=(23, 1023), twins=(2, 4),
+        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, (4, 16), False,
+        10, 3, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 16),
     ),
     "full": Mode(
-        DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, True, 20, 3, 2.0,
-        linear=(256, 1024), programs=dict.fromkeys(("dense", "mlp"), programs.NAMES), program_depths=(16, 23, 64, 1023),
-        stepped=(17, 65, 66, 1024), twins=(2, 3, 8, 16),
+        DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, DEPTHS, True,
+        20, 3, 2.0, {"mlp": programs.NAMES}, linear=(256, 1024), program_depths=(23, 511), stepped=(64,),
+        twins=(2, 4, 16),
     ),
 }  # fmt: skip
 
@@ -143,7 +146,7 @@ def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) ->
     chosen: dict[str, tuple[Any, Any]] = {}
     if N in mode.rolled:
         chosen["rolled"] = implementation.scan_apply_layers, implementation.compile
-    if N in mode.unrolled:
+    if N in (mode.unrolled_gradients if gradient else mode.unrolled):
         chosen["unrolled"] = implementation.unroll_apply_layers, implementation.compile
     if N in mode.alternatives and (not gradient or mode.alternative_gradients):
         chosen |= implementation.ALTERNATIVES
@@ -281,7 +284,8 @@ def main() -> None:
     arguments = parser.parse_args()
     mode = MODES[arguments.mode]
     if arguments.depths:
-        mode = mode._replace(rolled=arguments.depths, unrolled=arguments.depths, alternatives=arguments.depths)
+        asked = dict.fromkeys(("rolled", "unrolled", "unrolled_gradients", "alternatives"), arguments.depths)
+        mode = mode._replace(**asked)
     pin()
 
     def say(**event: Any) -> None:

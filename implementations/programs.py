@@ -17,10 +17,10 @@ K = 4  # layers a step (unroll) or a group (remat)
 # From N = 16 on every stacked array has 1000 elements: with fewer, TensorFlow may take zeros for a constant.
 PARAMS: dict[str, Tree] = {
     "dense": (D, D),
-    "mlp": {
-        "norm": {"scale": (D,), "bias": (D,)},
-        "up": {"w": (D, F), "bias": (F,)},
-        "down": {"w": (F, D), "bias": (D,)},
+    "mlp": {  # in the order of the alphabet, in which JAX returns them
+        "down": {"bias": (D,), "w": (F, D)},
+        "norm": {"bias": (D,), "scale": (D,)},
+        "up": {"bias": (F,), "w": (D, F)},
     },
 }
 CARRY_BYTES = 4 * D

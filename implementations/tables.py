@@ -245,8 +245,8 @@ def remat(results: Results) -> Table:
                 a_layer = NONE if added is None else wording.size(added)
                 rows.append([measured["name"], program.name, *ends, a_layer, carries])
     note = (
-        f"Layer: {layer}. Temporary memory of the gradient at [N], arguments and results excluded, and what a layer adds, "
-        "between depths of one remainder by k. A group of k layers keeps one carry: 1/k of a carry a layer."
+        f"Layer: {layer}. Temporary memory of the gradient at [N], arguments and results excluded, and what a layer "
+        "adds, between depths of one remainder by k. One carry every k layers would be 1/k."
     )
     columns = ("implementation", "program", "few layers", "many", "a layer", "in carries")
     return Table("remat", "Memory of each choice of remat", columns, "llrrrr", rows, note)

@@ -19,21 +19,24 @@ from jax_scan.autodiff import Apply, gradient
 UNITS = {"captured": "jaxpr equations", "lowered": "StableHLO ops", "compiled": "optimised HLO instructions"}
 
 
-def graph_size(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None) -> dict[str, int]:
+def graph_size(
+    apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None, compiled: bool = True
+) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
     """
     traced = _traced(apply, args, cotangent)
     lowered = traced.lower()
-    compiled = lowered.compile()
-    hlo = compiled.as_text()
-    return {
-        "captured": _equations(traced.jaxpr.jaxpr),
-        "lowered": _assignments(lowered.as_text()),
+    counts = {"captured": _equations(traced.jaxpr.jaxpr), "lowered": _assignments(lowered.as_text())}
+    if not compiled:
+        return counts
+    program = lowered.compile()
+    hlo = program.as_text()
+    return counts | {
         "compiled": _assignments(hlo),
         "loops": hlo.count(" while("),
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
     }
 
 

@@ -26,7 +26,7 @@ def scan(
         layer = jax.checkpoint(layer, prevent_cse=False)  # the loop itself prevents CSE
     if remat > 1 and num_layers > 0:
         return _scan_groups(layer, stacked, init, num_layers, reverse, unroll, min(remat, num_layers))
-    if unroll == 1:
+    if unroll == 1 or num_layers == 0:
         return lax.scan(lambda carry, slices: layer(carry, *slices), init, stacked, reverse=reverse)
 
     def step(carry: Any, i: jax.Array) -> tuple[Any, Any]:

@@ -91,9 +91,10 @@ def scan_layers(
         TypeError, ValueError: before the loop is built, naming argument, leaf, expected and got (words:
             reference/arguments.py).
 
-    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else never more than
-        for some N below 2k.
-    Limits: what `layer` closes over is shared by all layers and receives its gradient.
+    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
+        some number, whatever N is.
+    Limits: what `layer` closes over is shared by all layers and receives its gradient. A remainder of unroll=k copies
+        what is kept for the backward pass.
     """
     num_layers = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)

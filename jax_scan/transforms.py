@@ -45,7 +45,8 @@ def vmap_layers(
     """Batching. in_axes: the axis of the batch, or None, for stacked_params, init, xs: (None, 0, None) is a batch of
     inits, (0, None, None) an ensemble of stacks. Returns (carry [B, ...], ys [B, N, ...])."""
     arguments.check_batch(as_leaf, dict(zip(INPUTS, (stacked_params, init, xs), strict=True)), in_axes)
-    return jax.vmap(partial(scan_layers, layer, **options), in_axes)(stacked_params, init, xs)
+    run: Callable[..., Any] = partial(scan_layers, layer, **options)
+    return jax.vmap(run, in_axes)(stacked_params, init, xs)
 
 
 def hvp_layers(
@@ -61,7 +62,8 @@ def hvp_layers(
     """Gradient of `loss(carry, ys)` and its Hessian times tangents, forward over reverse.
 
     Returns (dstacked_params, dinit, dxs) twice: the gradient, then the product."""
-    primals, run = (stacked_params, init, xs), partial(scan_layers, layer, **options)
+    primals = stacked_params, init, xs
+    run: Callable[..., Any] = partial(scan_layers, layer, **options)
     gradient = jax.grad(lambda *inputs: loss(*run(*inputs)), (0, 1, 2), allow_int=True)
     return jax.tree.map(nones, jax.jvp(gradient, primals, tangents_like("tangents", tangents, primals, INPUTS)))
 
@@ -79,7 +81,8 @@ def vmap_vjp_layers(
     """Per-example gradients: `vjp_layers` of each member of the batch, cotangents (dcarry [B, ...], dys [B, N, ...]).
 
     Returns (carry, ys), (dstacked_params, dinit, dxs), each array [B, ...], also of what the batch shares."""
-    arguments.check_batch(as_leaf, dict(zip(INPUTS, (stacked_params, init, xs), strict=True)), in_axes)
+    inputs = dict(zip(INPUTS, (stacked_params, init, xs), strict=True))
+    arguments.check_batch(as_leaf, inputs, in_axes, cotangents)
 
     def one(stacked_params: Any, init: Any, xs: Any, cotangents: tuple[Any, Any]) -> Any:
         return vjp_layers(layer, stacked_params, init, xs, cotangents=cotangents, **options)

@@ -169,8 +169,8 @@ def is_float(array: Leaf) -> bool:
     return "float" in array.dtype or "complex" in array.dtype
 
 
-def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any) -> int:
-    """Check `in_axes`, an axis or None for each of `trees` (name -> tree); the size of the batch.
+def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any, cotangents: Any = ()) -> int:
+    """Check `in_axes`, an axis or None for each of `trees` (name -> tree); the size of the batch, cotangents' too.
 
     Raises:
         TypeError: "in_axes: expected an axis or None for each of stacked_params, init, xs, got 0"
@@ -181,7 +181,11 @@ def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any) -> int:
     if len(axes) != len(trees) or not all(axis is None or type(axis) is int for axis in axes):
         raise TypeError(f"in_axes: expected an axis or None for each of {', '.join(trees)}, got {in_axes!r}")
     first, batch = "", None
-    for (name, tree), axis in zip(trees.items(), axes, strict=True):
+    along = [(*named, axis) for named, axis in zip(trees.items(), axes, strict=True)]
+    along += [
+        (f"cotangents[{i}]", tree, 0) for i, tree in enumerate(cotangents if isinstance(cotangents, tuple) else ())
+    ]
+    for name, tree, axis in along:
         for path, value in leaves(name, tree) if axis is not None else ():
             shape = leaf(as_leaf, path, value).shape or ()
             size = shape[axis] if -len(shape) <= axis < len(shape) else None
@@ -190,7 +194,7 @@ def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any) -> int:
                 of = f" (that of {first})" if first else ""
                 raise ValueError(f"{path}: expected {expected} along axis {axis}{of}, got shape {_shown(shape)}")
             first, batch = first or path, size
-    if batch is None:
+    if batch is None or not any(axis is not None for axis in axes):
         raise ValueError(f"in_axes: expected at least one axis, got {in_axes!r}")
     return batch
 

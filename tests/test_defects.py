@@ -100,7 +100,7 @@ def gradient_of_tanh(stack):
 
 
 def tanh_by_hand():
-    y, slope = np.arange(4.0), 1
+    y, slope = np.arange(4.0), np.ones(4)
     for _ in range(3):
         y = np.tanh(y * 0.5)
         slope = slope * 0.5 * (1 - y**2)

@@ -16,7 +16,6 @@ from implementations.measure import D as DENSE_D
 from implementations.measure import problem
 from tests.dialect import flat, from_numpy, ops
 from tests.laws import assert_bounded, assert_constant, assert_grows, assert_memory_a_layer, assert_no_copy
-from tests.probes import quick_compiler
 
 DEPTHS = (2, 3, 8, 64, 512)
 TWIN_DEPTHS = (2, 3, 5)
@@ -93,7 +92,8 @@ def forms(implementation):
         params, init, _ = stack(arrays)
         return implementation.unroll_layers(mlp, params, init)[0]
 
-    batch, none = [(BATCH, T, D)], []
+    batch: list[tuple[int, ...]] = [(BATCH, T, D)]
+    none: list[tuple[int, ...]] = []
     tangents = [*(s for part in SHAPES.values() for s in part.values()), (T, D)]
     return {
         "forward": (forward(), none, False, 1),
@@ -135,9 +135,7 @@ def size(name, form, N):
     given = from_numpy(implementation, [*arrays(N), *(rng.standard_normal(s).astype(np.float32) for s in more)])
     cotangent = from_numpy(implementation, np.ones((T, D), np.float32)) if gradient else None
     if name == "torch_compile" and form in (*ROLLED, "remat=k", "unroll=k") and N not in TORCH_COMPILED:
-        with quick_compiler(implementation):
-            counts = implementation.graph_size(apply, *given, cotangent=cotangent)
-        return {level: counts[level] for level in ("captured", "lowered")}
+        return implementation.graph_size(apply, *given, cotangent=cotangent, compiled=False)
     return implementation.graph_size(apply, *given, cotangent=cotangent)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import io
 import json
 import os
 import re
@@ -12,107 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from implementations import NAMES, capabilities, compare, figures, files, isolate, report, summary, tables
-
-DEPTHS, UNROLLED_DEPTHS = (2, 3, 8, 64, 512, 1024), (2, 3, 8, 64)
-QUANTITIES = ("y", "dweights", "dx")
-
-
-def measured(name: str) -> dict[str, Any]:
-    """What `implementations.measure` prints for an implementation that does everything right."""
-    sizes, times = [], []
-    for gradient in (False, True):
-        for form, depths in (("rolled", (0, 1, *DEPTHS)), ("unrolled", UNROLLED_DEPTHS), ("fori_loop", (2, 64))):
-            for n in depths:
-                rolled = form != "unrolled"
-                count = (9 if n < 2 else 38) if rolled else 10 * n + 2
-                at: dict[str, Any] = {"form": form, "N": n, "d": 64, "dtype": "float32", "gradient": gradient}
-                levels = {"captured": count, "lowered": count, "compiled": count}
-                sizes.append({**at, **levels, "loops": int(rolled and n > 1), "temp_bytes": 16_700})
-                seconds = {"compile_seconds": [0.1, 0.11, 0.12], "run_seconds": [1e-6 * (n + 1)] * 3}
-                times.append({**at, **seconds, "read_seconds": [5e-7 * (n + 1)] * 3 if rolled else []})
-    case_size = {"N": 1024, "d": 16}
-    return {
-        "name": name,
-        "status": "ok",
-        "versions": {f"framework of {name}": "1.2.3"},
-        "settings": {"device": "cpu", "threads": "2"},
-        "units": {"captured": "equations", "lowered": "operations", "compiled": f"instructions of {name}"},
-        "numerics": [
-            {
-                "case": case,
-                "dtype": dtype,
-                **case_size,
-                "quantity": q,
-                "ratio": ratio,
-                "allowed": 4.0,
-                "exact": exact,
-                "ok": True,
-            }
-            for case, ratio, exact in (("gaussian_deep", 1.25, False), ("permutations", 0.0, True))
-            for dtype in ("float32", "bfloat16")
-            for q in QUANTITIES
-        ],
-        "sizes": sizes,
-        "times": times,
-        "recompiles": [{"what": "N = 0, 1, 2, 3 called as it stands", "programs": 3, "declared": 3, "ok": True}],
-        "problems": [],
-        "seconds": 1.5,
-    }
-
-
-def results(*found: dict[str, Any]) -> dict[str, Any]:
-    known = {"date": "2026-01-02 03:04 UTC", "command": "python -m implementations", "cpu": "a processor, 2 cores"}
-    return compare.merge("default", known, list(found or [measured(name) for name in NAMES]), 12.3)
-
-
-@functools.cache  # two seconds
-def drawn() -> dict[str, figures.Figure]:
-    return figures.figures(results())
-
-
-def page(found: dict[str, Any]) -> str:
-    """The page without its figures."""
-    return report.page(found, {})
-
-
-def printed(found: dict[str, Any], width: int = 100) -> str:
-    console = Console(width=width, file=(text := io.StringIO()), force_terminal=False)
-    for table in tables.tables(found):
-        console.print(tables.renderable(table))
-    return text.getvalue()
-
-
-class Page(HTMLParser):
-    """Notes every element, and that each is closed in the order of opening."""
-
-    VOID = ("meta", "br", "link", "img", "input", "hr")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
+from tests.synthetic import Page, drawn, measured, page, printed, results
 
 # The page
 
@@ -194,7 +98,8 @@ def test_null_sizes_break_nothing(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", ["numerics", "sizes", "times", "recompiles", "versions", "settings", "units", "problems"]
+    "block",
+    ["numerics", "sizes", "times", "linear", "programs", "recompiles", "versions", "settings", "units", "problems"],
 )
 def test_a_missing_block_breaks_nothing(block: str) -> None:
     found = results()
@@ -222,6 +127,7 @@ def test_quick_results_without_gradients_have_no_empty_columns() -> None:
     for one in found["implementations"]:
         for block in ("sizes", "times"):
             one[block] = [record for record in one[block] if not record["gradient"]]
+        one["linear"] = []
     shown = {table.name: table for table in tables.tables(found)}
     for name in ("sizes", "compile", "run", "memory"):
         assert not any("gradient" in column for column in shown[name].columns)

@@ -1,14 +1,13 @@
 """The layer stack by `tf.while_loop`. The names and their order: `implementations/interface.py`."""
 
 from tf_while.alternatives import ALTERNATIVES
+from tf_while.autodiff import compile_gradient, gradient
 from tf_while.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
 from tf_while.graph import UNITS, compile_seconds, graph_size, program_count
 from tf_while.layers import LAYERS
 from tf_while.recipes import cast_params, dropout, gated, layer_keys, locate_nonfinite
 from tf_while.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
 from tf_while.transforms import (
-    compile_gradient,
-    gradient,
     hvp_layers,
     jvp_layers,
     vjp_layers,

@@ -25,7 +25,7 @@ def from_numpy(array: np.ndarray) -> tf.Tensor:
 
 def to_numpy(array: tf.Tensor) -> np.ndarray:
     """The NumPy array of the same shape, dtype and bytes, in memory of its own."""
-    return array.numpy().copy()
+    return np.array(array.numpy())  # of a single number .numpy() is no array
 
 
 def as_leaf(value: Any) -> arguments.Leaf | None:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from tf_while import stack
-from tf_while.transforms import Apply, gradient
+from tf_while.autodiff import Apply, gradient
 
 UNITS = {
     "captured": "GraphDef nodes",
@@ -24,7 +24,9 @@ UNITS = {
 }
 
 
-def graph_size(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None) -> dict[str, int]:
+def graph_size(
+    apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None, compiled: bool = True
+) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
@@ -32,10 +34,14 @@ def graph_size(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = Non
     program, args = _program(apply, args, cotangent)
     graph = program.get_concrete_function(*args).graph.as_graph_def()
     ir = program.experimental_get_compiler_ir(*args)
-    hlo = ir(stage="optimized_hlo")
-    return {
+    counts = {
         "captured": len(graph.node) + sum(len(function.node_def) for function in graph.library.function),
         "lowered": _assignments(ir(stage="hlo")),
+    }
+    if not compiled:
+        return counts
+    hlo = ir(stage="optimized_hlo")
+    return counts | {
         "compiled": _assignments(hlo),
         "loops": hlo.count(" while("),
         "temp_bytes": _temp_bytes(ir(stage="optimized_hlo_proto_serialized")),

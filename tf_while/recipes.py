@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_while.loops import Layer, flatten, floats, is_float
 from tf_while.stack import scan_layers
+from tf_while.trees import Layer, flatten, floats, is_float
 
 
 def gated(layer: Layer) -> Layer:

@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from reference import arguments
 from tf_while import loops
+from tf_while.autodiff import differentiable
 from tf_while.edges import as_leaf
 from tf_while.layers import dense
-from tf_while.loops import Layer
+from tf_while.trees import Layer, as_program, assert_dense_stack, prepare
 
 
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -46,7 +47,7 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         sizes unknown at trace time go unchecked.
     """
     _check(weights, x)
-    weights, x = loops.assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
+    weights, x = assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
     if tf.inside_function():  # the caller's own program: become part of it
         return _scan(weights, x)
     return _program(x.shape[0], x.dtype)(weights, x)
@@ -96,8 +97,8 @@ def scan_layers(
         xs: per-layer inputs, nested likewise, arrays [N, ...].
         reverse: the last layer comes first. ys stay in the order of the layers.
         unroll: how many layers the body of the loop holds; any number.
-        remat: what is kept for the backward pass. False or True: one carry a layer; k: one carry every k layers, and
-            the carries of k layers at a time.
+        remat: what is kept for the backward pass. False: what the layers need; True: one carry a layer; k: one carry
+            every k layers, and the carries of k layers at a time.
 
     Returns: (carry, ys), every y stacked along axis 0.
 
@@ -105,28 +106,30 @@ def scan_layers(
         TypeError, ValueError: before the loop is built, naming argument, leaf, expected and got (words:
             reference/arguments.py).
 
-    Graph: unroll=1: exactly the same number of operations for every N >= 2. Else never more than for some N below 2k.
-    Limits: what `layer` closes over is shared by all layers and receives its gradient. Called as it stands it is a
-        graph, not XLA, traced once for one `layer`. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
+    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
+        some number, whatever N is.
+    Limits: remat=False is remat=True: the backward pass recomputes inside a layer. What `layer` closes over is shared
+        by all layers and receives its gradient. Called as it stands it is a graph, not XLA, traced once for one
+        `layer`. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     static = layer, reverse, unroll, remat
-    return loops.as_program(_scan_layers, static, (stacked_params, init, xs), deep=(0, 2))
+    return as_program(_scan_any, static, (stacked_params, init, xs), deep=(0, 2))
 
 
-def _scan_layers(
+def _scan_any(
     layer: Layer, reverse: bool, unroll: int, remat: bool | int, stacked_params: Any, init: Any, xs: Any
 ) -> tuple[Any, Any]:
-    num_layers = _check_layers(layer, stacked_params, init, xs)
+    num_layers = prepare(layer, stacked_params, init, xs)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)
     with tf.name_scope("scan_layers"):  # the name of the stack in a profile
-        return loops.scan(layer, stacked, init, num_layers, reverse, unroll, remat)
+        return differentiable(layer, stacked, init, num_layers, reverse, unroll, remat)
 
 
 def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
-    weights, x = loops.assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
+    weights, x = assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
     y, _ = unroll_layers(dense, weights, tf.identity(x))
     return y
 
@@ -135,23 +138,9 @@ def unroll_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
 ) -> tuple[Any, Any]:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
-    num_layers = _check_layers(layer, stacked_params, init, xs, reverse)
+    num_layers = prepare(layer, stacked_params, init, xs, reverse)
     return loops.unrolled(layer, (stacked_params,) if xs is None else (stacked_params, xs), init, num_layers, reverse)
 
 
 def _check(weights: Any, x: Any) -> None:
-    for name, value in (("weights", weights), ("x", x)):
-        if as_leaf(value) is None:
-            raise arguments.not_an_array(name, value)
-    arguments.check_dense_stack(as_leaf(weights), as_leaf(x))
-
-
-def _check_layers(layer: Layer, stacked_params: Any, init: Any, xs: Any, *options: Any) -> int | None:
-    num_layers = arguments.check_scan(as_leaf, stacked_params, init, xs, *options)
-
-    def run_once(carry: Any, params: Any, x: Any) -> None:
-        output = layer(carry, params) if xs is None else layer(carry, params, x)
-        arguments.check_layer(as_leaf, carry, output)
-
-    loops.trace(run_once, init, (stacked_params, xs))
-    return num_layers
+    arguments.check_dense_stack(arguments.leaf(as_leaf, "weights", weights), arguments.leaf(as_leaf, "x", x))

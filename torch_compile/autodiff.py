@@ -48,7 +48,7 @@ def differentiable(stack: Stack, stacked: Arrays, init: Arrays) -> tuple[Arrays,
     if torch.compiler.is_compiling() and not keep:  # Dynamo takes no Function without a gradient
         carry, ys, _ = scan(stack, stacked, init, False)
         return carry, ys
-    arrays = (*stacked, *init)
+    arrays = [*stacked, *init]
     # a view of its own for what comes twice: Dynamo refuses to hand a Function one tensor twice
     arrays = [a.view_as(a) if any(a is b for b in arrays[:i]) else a for i, a in enumerate(arrays)]
     rule = _Stack if torch.compiler.is_compiling() else _StackJvp  # Dynamo refuses a Function with forward mode
@@ -62,7 +62,8 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(stack, counts, keep, *arrays):
-        outputs = run_compiled(scan, (stack,), *_parts(arrays, counts)[:2], (keep,))
+        stacked, init, _ = _parts(arrays, counts)
+        outputs = run_compiled(scan, (stack,), stacked, init, (keep,))
         return tuple(array for arrays in outputs for array in arrays)
 
     @staticmethod
@@ -81,13 +82,13 @@ class _Stack(torch.autograd.Function):
             needed and a.is_floating_point() for needed, a in zip(ctx.needs_input_grad[3:], stacked, strict=False)
         ]
         stack = ctx.stack._replace(wanted=tuple(wanted))
-        cotangents = [ct for ct, is_float in zip(cotangents, ctx.is_float, strict=False) if is_float]
+        given = [ct for ct, is_float in zip(cotangents, ctx.is_float, strict=False) if is_float]
         counts = len(stacked), len(init), len(kept), sum(carry.is_floating_point() for carry in init)
         if torch.compiler.is_compiling():
-            dcarry, dys = cotangents[: counts[3]], cotangents[counts[3] :]
+            dcarry, dys = given[: counts[3]], given[counts[3] :]
             gradients = iter([g for part in scan_vjp(stack, stacked, kept, dcarry, dys) for g in part])
         else:
-            gradients = iter(_StackVjp.apply(stack, counts, *stacked, *init, *kept, *cotangents))
+            gradients = iter(_StackVjp.apply(stack, counts, *stacked, *init, *kept, *given))
         dstacked = [next(gradients) if is_wanted else None for is_wanted in wanted]
         return None, None, None, *dstacked, *(next(gradients) if c.is_floating_point() else None for c in init)
 
@@ -122,7 +123,7 @@ class _StackVjp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents):
         function, moving = _loop_vjp(ctx.stack, ctx.counts, ctx.saved_tensors)
-        _, pullback = torch.func.vjp(function, *(ctx.saved_tensors[i] for i in moving))
+        _, pullback = torch.func.vjp(function, *(ctx.saved_tensors[i] for i in moving))  # type: ignore[misc]
         gradients = dict(zip(moving, pullback(cotangents), strict=True))
         return None, None, *(gradients.get(i) for i in range(len(ctx.saved_tensors)))
 
@@ -156,8 +157,8 @@ class _StackJvp(_Stack):
     def jvp(ctx, _stack, _counts, _keep, *tangents):
         function, moving = _loop(ctx.stack, ctx.counts, ctx.saved_tensors)
         out = iter(_jvp(function, moving, ctx.saved_tensors, tangents))
-        tangents = [next(out) if is_float else None for is_float in ctx.is_float]
-        return *tangents, *[None] * (ctx.num_outputs - len(tangents))
+        moved = [next(out) if is_float else None for is_float in ctx.is_float]
+        return *moved, *[None] * (ctx.num_outputs - len(moved))
 
 
 def vjp_program(stack: Stack, counts: tuple[int, int], arrays: Arrays, dcarry: Arrays) -> tuple[Arrays, Arrays]:
@@ -216,7 +217,7 @@ def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
             return tuple(tuple(a for a in part if a.is_floating_point()) for part in outputs), outputs
 
         floats = tuple(a for a in primals if a.is_floating_point())
-        _, (tcarry, ty), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)
+        _, (tcarry, ty), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
         return [*new_carry, *tcarry], [*y, *ty]
 
     return moved
@@ -233,9 +234,10 @@ def vmap_step(step: Step, is_batched: tuple[bool, ...]) -> Step:
     return batched
 
 
-def _parts(arrays: Sequence[Any], counts: tuple[int, ...]) -> list[list[Any]]:
+def _parts(arrays: Sequence[Any], counts: tuple[int, ...]) -> Any:
     """Consecutive lists of `counts` arrays, and the rest."""
-    parts, start = [], 0
+    parts: list[list[Any]] = []
+    start = 0
     for count in counts:
         parts.append(list(arrays[start : start + count]))
         start += count

@@ -89,11 +89,9 @@ def run_compiled(
     if torch.compiler.is_compiling():
         return program(*static, stacked, single, *options)
     arrays = [_dense(array.detach()) for array in (*stacked, *single)]
-    addresses = [array.data_ptr() for array in arrays]
-    arrays = [
-        array.clone() if array.numel() and addresses.index(address) < i else array
-        for i, (array, address) in enumerate(zip(arrays, addresses, strict=True))
-    ]
+    memory = [array.untyped_storage()._cdata for array in arrays]
+    # what shares memory is copied: the operator refuses a body that closes over both
+    arrays = [array.clone() if memory.index(memory[i]) < i else array for i, array in enumerate(arrays)]
     signature = tuple(
         (array.shape[i < len(stacked) :], tuple(stride == 0 for stride in array.stride()), array.dtype, array.device)
         for i, array in enumerate(arrays)

@@ -33,7 +33,9 @@ _KERNELS = (
 )
 
 
-def graph_size(apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None) -> dict[str, int]:
+def graph_size(
+    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, compiled: bool = True
+) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is the peak that one call allocates, less its results.
@@ -50,13 +52,14 @@ def graph_size(apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None
         return aot_autograd(fw_compiler=keep, bw_compiler=keep)(graph, inputs)
 
     _run(torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False), args, cotangent)
+    counts = {"captured": _nodes(captured), "lowered": _nodes(lowered)}
+    if not compiled:
+        return counts
     with torch._inductor.config.patch(force_disable_caches=True):  # a program found in a cache comes without its code
         program = compile(_fresh(apply))
         _, sources = run_and_get_code(_run, program, args, cotangent)
     code = "\n".join(sources)
-    return {
-        "captured": _nodes(captured),
-        "lowered": _nodes(lowered),
+    return counts | {
         "compiled": len(re.findall(_KERNELS, code)),
         "loops": code.count("while should_loop:"),
         "temp_bytes": _temp_bytes(lambda: _run(program, args, cotangent)),

@@ -32,22 +32,35 @@ class Stack(NamedTuple):
 
 def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:
     """(carry, ys, kept): with `keep`, the carries that `scan_vjp` starts from, in application order."""
-    num_layers, num_ys = stacked[0].shape[0], len(stack.y_floats)
+    num_layers, num_ys, k = stacked[0].shape[0], len(stack.y_floats), stack.remat if keep else 1
     if num_layers == 0:  # the operator refuses an empty stack
         _, y = stack.step(init, [a.new_empty(a.shape[1:]) for a in stacked])
         return owned(init), [a.new_empty((0, *a.shape)) for a in y], [c.new_empty((0, *c.shape)) for c in init]
-    # Backwards the layers are counted: `reverse=True` of the operator flips, and so copies, the whole stack.
-    stacked = _distinct(stacked) if stack.reverse else stacked
-    xs = [_steps(num_layers, stacked)] if stack.reverse else stacked
+    if k == stack.unroll == 1 and not stack.reverse:
+        carry, out = _scan(_keeping(stack.step) if keep else stack.step, init, stacked)
+        return carry, out[:num_ys], out[num_ys:]
+    # Else the steps are counted. `reverse=True` of the operator flips, and so copies, the whole stack; and Inductor
+    # reads wrongly from what is left over of a stack, a view that begins in the middle of it.
+    stacked = _distinct(stacked)
 
-    def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        return stack.step(carry, _read(stack, stacked, x[0]) if stack.reverse else x)
+    def body(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
+        return stack.step(carry, _read(stack, stacked, t[0]))
 
-    if keep and stack.remat > 1:
-        carry, ys, kept = _scan_groups(body, init, xs, stack, num_ys)
-    else:
-        carry, out = _loop(_keeping(body) if keep else body, init, xs, stack.unroll)
-        ys, kept = out[:num_ys], out[num_ys:]
+    def group(carry: Arrays, g: Arrays) -> tuple[Arrays, Arrays]:
+        new_carry, ys = _loop(body, carry, g[0] * k, k, stack.unroll)
+        return new_carry, [*ys, *carry]
+
+    groups, parts, carry, kept = num_layers // k if k > 1 else 0, [], init, []
+    if groups:
+        carry, out = _scan(group, carry, [_count(0, groups, like=stacked)])
+        parts.append([y.flatten(0, 1) for y in out[:num_ys]])
+        kept = out[num_ys:]
+    if groups * k < num_layers:
+        first, count = _first(groups * k, stacked), num_layers - groups * k
+        carry, out = _loop(_keeping(body) if keep else body, carry, first, count, stack.unroll)
+        parts.append(out[:num_ys])
+        kept = [*kept, *out[num_ys:]]
+    ys = _joined(parts)
     return carry, [y.flip(0) for y in ys] if stack.reverse else ys, kept
 
 
@@ -58,31 +71,31 @@ def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: A
     dcarry, dys = owned(dcarry), [dy.flip(0) for dy in dys] if stack.reverse else owned(dys)
     if num_layers == 0:
         return [torch.zeros_like(a) for a, wanted in zip(stacked, stack.wanted, strict=True) if wanted], dcarry
-    stacked, steps = _distinct(stacked), _steps(num_layers, stacked)
+    stacked = _distinct(stacked)
     if k == 1:
-        return _pull(stack, stacked, steps, kept, dcarry, dys)
+        return _pull(stack, stacked, _first(0, stacked), num_layers, kept, dcarry, dys)
 
     def body(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
         return stack.step(carry, _read(stack, stacked, t[0]))
 
-    def group(dcarry: Arrays, g: Arrays) -> tuple[Arrays, Arrays]:
-        (t, *dy), carry = _at(whole, g[0]), _at(kept[:num_carries], g[0])
-        _, out = _loop(_keeping(body), carry, [t], stack.unroll)
-        dslices, dcarry = _pull(stack, stacked, t, out[len(stack.y_floats) :], dcarry, dy)
+    def group(dcarry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        g = groups - 1 - x[0]
+        _, out = _loop(_keeping(body), _at(kept[:num_carries], g), g * k, k, stack.unroll)
+        dslices, dcarry = _pull(stack, stacked, g * k, k, out[len(stack.y_floats) :], dcarry, dys)
         return dcarry, dslices
 
-    whole, rest = _split([steps, *dys], k)
-    num_carries = len(kept) // 2 if whole and rest else len(kept)
-    pieces = []
+    groups, parts = num_layers // k, []
+    rest = num_layers - groups * k
+    num_carries = len(kept) // 2 if groups and rest else len(kept)
     if rest:
-        dslices, dcarry = _pull(stack, stacked, rest[0], kept[-num_carries:], dcarry, rest[1:])
-        pieces.append(dslices)
-    if whole:
-        dcarry, dslices = _scan(group, dcarry, [_steps(num_layers // k, stacked).flip(0)])
+        first = _first(groups * k, stacked)
+        dslices, dcarry = _pull(stack, stacked, first, rest, kept[-num_carries:], dcarry, dys)
+        parts.append(dslices)
+    if groups:
+        dcarry, dslices = _scan(group, dcarry, [_count(0, groups, like=stacked)])
         # The last group comes first: the order of the layers if they run in reverse.
-        pieces.append([(d if stack.reverse else d.flip(0)).flatten(0, 1) for d in dslices])
-    pieces = pieces if stack.reverse else pieces[::-1]
-    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*pieces, strict=True)], dcarry
+        parts.append([(d if stack.reverse else d.flip(0)).flatten(0, 1) for d in dslices])
+    return _joined(parts if stack.reverse else parts[::-1]), dcarry
 
 
 def unrolled(step: Step, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[Arrays, Arrays]:
@@ -93,7 +106,7 @@ def unrolled(step: Step, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[
         return init, [a.new_empty((0, *a.shape)) for a in y]
     # Split once: the gradient of `a[i]` would be a stack of zeros around each layer's, N times.
     split = [a.unbind() for a in stacked]
-    carry, ys = init, [[] for _ in range(num_layers)]
+    carry, ys = init, [[]] * num_layers  # type: ignore[var-annotated]
     for i in reversed(range(num_layers)) if reverse else range(num_layers):
         carry, ys[i] = step(carry, [parts[i] for parts in split])
     return carry, [torch.stack(parts) for parts in zip(*ys, strict=True)]
@@ -104,29 +117,10 @@ def owned(arrays: Arrays) -> Arrays:
     return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
 
 
-def _scan_groups(body: Step, carry: Arrays, xs: Arrays, stack: Stack, num_ys: int) -> tuple[Arrays, Arrays, Arrays]:
-    """Keep one carry every k layers, and every carry of a last group of fewer."""
-
-    def group(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        new_carry, ys = _loop(body, carry, x, stack.unroll)
-        return new_carry, [*ys, *carry]
-
-    whole, rest = _split(xs, stack.remat)
-    ys, kept = [], []
-    if whole:
-        carry, out = _scan(group, carry, whole)
-        ys, kept = [y.flatten(0, 1) for y in out[:num_ys]], out[num_ys:]
-    if rest:
-        carry, out = _loop(_keeping(body), carry, rest, stack.unroll)
-        ys = [torch.cat(parts) for parts in zip(ys, out[:num_ys], strict=True)] if whole else out[:num_ys]
-        kept = [*kept, *out[num_ys:]]
-    return carry, ys, kept
-
-
 def _pull(
-    stack: Stack, stacked: Arrays, steps: torch.Tensor, carries: Arrays, dcarry: Arrays, dys: Arrays
+    stack: Stack, stacked: Arrays, first: torch.Tensor, count: int, carries: Arrays, dcarry: Arrays, dys: Arrays
 ) -> tuple[Arrays, Arrays]:
-    """(dslices in the order of the layers, dcarry) of the layers at `steps` [m, 1]; carries [m, ...] entered them."""
+    """(dslices in the order of the layers, dcarry) of `count` steps from `first` [1]; carries [count, ...] entered."""
     moving = [i for i, carry in enumerate(carries) if carry.is_floating_point()]
     wanted = [i for i, is_wanted in enumerate(stack.wanted) if is_wanted]
 
@@ -135,52 +129,50 @@ def _pull(
         return (*(new_carry[i] for i in moving), *(a for a, floats in zip(y, stack.y_floats, strict=True) if floats))
 
     def carry_body(dcarry: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
-        (t, *carry), dy = _at([steps, *carries], j[0]), _at(dys, j[0])
-        slices = _read(stack, stacked, t)
+        last_first = count - 1 - j[0]
+        carry, dy = _at(carries, last_first), _at(dys, first + last_first)
+        slices = _read(stack, stacked, first + last_first)
         function = lambda *values: outputs(with_floats(carry, values), slices)  # noqa: E731
-        _, pullback = torch.func.vjp(function, *(carry[i] for i in moving))
+        _, pullback = torch.func.vjp(function, *(carry[i] for i in moving))  # type: ignore[misc]
         return list(pullback((*dcarry, *dy))), dcarry
 
     def params_body(none: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
-        (t, *carry), dy, cotangent = _at([steps, *carries], j[0]), _at(dys, j[0]), _at(cotangents, last - j[0])
-        slices = _read(stack, stacked, t)
+        p = count - 1 - j[0] if stack.reverse else j[0]
+        carry, dy, cotangent = _at(carries, p), _at(dys, first + p), _at(cotangents, count - 1 - p)
+        slices = _read(stack, stacked, first + p)
         function = lambda *values: outputs(carry, _replaced(slices, wanted, values))  # noqa: E731
-        _, pullback = torch.func.vjp(function, *(slices[i] for i in wanted))
+        _, pullback = torch.func.vjp(function, *(slices[i] for i in wanted))  # type: ignore[misc]
         return none, list(pullback((*cotangent, *dy)))
 
     # Only the cotangents depend on each other. Once they are known, the gradients of the parameters are made in the
     # order of the layers: made on the way down they would have to be flipped, and so copied.
-    first_to_last, last = _steps(steps.shape[0], stacked), steps.shape[0] - 1
-    last_to_first = last - first_to_last
-    dcarry, cotangents = _loop(carry_body, dcarry, [last_to_first], stack.unroll) if moving else (dcarry, [])
+    zero = _first(0, stacked)
+    dcarry, cotangents = _loop(carry_body, dcarry, zero, count, stack.unroll) if moving else (dcarry, [])
     if not wanted:
         return [], dcarry
-    # One at a time, whatever `unroll` says: what remains would have to be appended, which copies.
-    _, dslices = _scan(params_body, [], [last_to_first if stack.reverse else first_to_last])
+    # One at a time, whatever `unroll` says: what is left over would have to be appended, which copies.
+    _, dslices = _loop(params_body, [], zero, count, 1)
     return dslices, dcarry
 
 
-def _loop(body: Step, carry: Arrays, xs: Arrays, unroll: int) -> tuple[Arrays, Arrays]:
-    """Scan `body` over axis 0 of xs, `unroll` steps at a time, and what remains one by one."""
-    if unroll == 1:
-        return _scan(body, carry, xs)
+def _loop(body: Step, carry: Arrays, first: torch.Tensor, count: int, unroll: int) -> tuple[Arrays, Arrays]:
+    """Scan `body(carry, [t])` over `count` steps from `first` [1], `unroll` at a time, and what is left one by one."""
 
-    def several(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+    def several(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
         ys = []
-        for j in range(unroll):
-            carry, y = body(carry, [a[j] for a in x])
+        for j in range(unroll):  # the layers that `unroll` asks for in one body
+            carry, y = body(carry, [t[0] + j])
             ys.append(y)
-        return carry, [torch.stack(parts) for parts in zip(*ys, strict=True)]
+        return carry, [torch.stack(y) for y in zip(*ys, strict=True)]
 
-    whole, rest = _split(xs, unroll)
-    if not whole:
-        return _scan(body, carry, rest)
-    carry, ys = _scan(several, carry, whole)
-    ys = [y.flatten(0, 1) for y in ys]
-    if not rest:
-        return carry, ys
-    carry, last = _scan(body, carry, rest)
-    return carry, [torch.cat(parts) for parts in zip(ys, last, strict=True)]
+    whole, parts = count // unroll * unroll if unroll > 1 else 0, []
+    if whole:
+        carry, ys = _scan(several, carry, [first + _count(0, whole, unroll, like=[first])])
+        parts.append([y.flatten(0, 1) for y in ys])
+    if whole < count:
+        carry, ys = _scan(body, carry, [first + _count(whole, count, like=[first])])
+        parts.append(ys)
+    return carry, _joined(parts)
 
 
 def _scan(body: Step, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
@@ -195,15 +187,16 @@ def _scan(body: Step, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
     return list(carry[:num_carries]), ys
 
 
-def _split(xs: Arrays, k: int) -> tuple[Arrays, Arrays]:
-    """Views [N // k, k, ...] and [N % k, ...]; an empty list for what is empty."""
-    whole = xs[0].shape[0] // k * k
-    in_groups = [a[:whole].unflatten(0, (-1, k)) for a in xs] if whole else []
-    return in_groups, [a[whole:] for a in xs] if whole < xs[0].shape[0] else []
+def _joined(parts: list[Arrays]) -> Arrays:
+    return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
 
-def _steps(num_layers: int, like: Arrays) -> torch.Tensor:
-    return torch.arange(num_layers, device=like[0].device).unsqueeze(1)  # [N, 1]
+def _count(start: int, stop: int, step: int = 1, *, like: Arrays) -> torch.Tensor:
+    return torch.arange(start, stop, step, device=like[0].device).unsqueeze(1)  # [steps, 1]
+
+
+def _first(step: int, like: Arrays) -> torch.Tensor:
+    return torch.full((1,), step, device=like[0].device)  # int64
 
 
 def _read(stack: Stack, stacked: Arrays, t: torch.Tensor) -> Arrays:
@@ -217,7 +210,8 @@ def _at(arrays: Arrays, i: torch.Tensor) -> Arrays:
 
 def _distinct(arrays: Arrays) -> Arrays:
     """A copy of what is a view of another: the operator refuses a body that closes over both."""
-    distinct, bases = [], []
+    distinct: Arrays = []
+    bases: Arrays = []
     for array in arrays:
         base = array if array._base is None else array._base
         distinct.append(array.clone() if any(base is other for other in bases) else array)

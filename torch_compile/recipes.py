@@ -35,7 +35,7 @@ def gated(layer: Layer) -> Layer:
             return g * new + (1 - g) * old
 
         arrays, structure = flatten(carry)
-        return unflatten(structure, map(mix, arrays, flatten_like(structure, new_carry))), y
+        return unflatten(structure, [*map(mix, arrays, flatten_like(structure, new_carry))]), y
 
     return step
 

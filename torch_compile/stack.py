@@ -89,8 +89,8 @@ def scan_layers(
         TypeError, ValueError: before the loop is built, naming argument, leaf, expected and got (words:
             reference/arguments.py).
 
-    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else never more than
-        for some N below 2k.
+    Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
+        some number, whatever N is.
     Limits: remat=False is remat=True: the backward pass recomputes inside a layer. What `layer` closes over is shared
         by all layers; it is refused if it needs a gradient. Forward mode and second derivatives run layer by layer.
     """

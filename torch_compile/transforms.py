@@ -95,7 +95,7 @@ def vmap_vjp_layers(
     """Per-example gradients: `vjp_layers` of each member of the batch, cotangents (dcarry [B, ...], dys [B, N, ...]).
 
     Returns (carry, ys), (dstacked_params, dinit, dxs), each array [B, ...], also of what the batch shares."""
-    flat = _vmap_flat(layer, (stacked_params, init, xs), in_axes, options, every=True)
+    flat = _vmap_flat(layer, (stacked_params, init, xs), in_axes, options, cotangents)
 
     def batch_second(outputs: tuple[Any, Any]) -> tuple[Any, Any]:
         outputs = outputs[0], trees.swap_axes(outputs[1])
@@ -144,15 +144,12 @@ def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, option
 
 
 def _vmap_flat(
-    layer: Layer, inputs: tuple[Any, Any, Any], in_axes: Any, options: dict[str, Any], every: bool = False
+    layer: Layer, inputs: tuple[Any, Any, Any], in_axes: Any, options: dict[str, Any], cotangents: Any = None
 ) -> Flat:
-    """The stack of the layer's vmap, the batch at axis 1 of stacked arrays; with `every`, all of them are batched."""
-    size = arguments.check_batch(as_leaf, dict(zip(INPUTS, inputs, strict=True)), in_axes)
-    one = (
-        tree if axis is None else trees.map_arrays(lambda a, axis=axis: a.select(axis, 0), tree)
-        for tree, axis in zip(inputs, in_axes, strict=True)
-    )
-    flat = trees.prepare(layer, *one, **options)
+    """The stack of the layer's vmap, the batch at axis 1 of stacked arrays: of all, for gradients of each member."""
+    size = arguments.check_batch(as_leaf, dict(zip(INPUTS, inputs, strict=True)), in_axes, cotangents)
+    every = cotangents is not None  # members have parameters of their own where they have gradients of their own
+    flat = trees.prepare(layer, *map(trees.member, inputs, in_axes), **options)
     params, init, xs = inputs
     stacked_axis, init_axis, xs_axis = in_axes
     stacked = [*trees.batched(params, stacked_axis, 1, size, every), *trees.batched(xs, xs_axis, 1, size, every)]

@@ -24,26 +24,6 @@ class Structure(NamedTuple):
     is_array: tuple[bool, ...]
 
 
-def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
-    leaves, spec = pytree.tree_flatten(tree)
-    return [leaf for leaf in leaves if leaf is not None], Structure(spec, tuple(leaf is not None for leaf in leaves))
-
-
-def unflatten(structure: Structure, arrays: Sequence[Any]) -> Any:
-    rest = iter(arrays)
-    return pytree.tree_unflatten([next(rest) if is_array else None for is_array in structure.is_array], structure.spec)
-
-
-def flatten_like(structure: Structure, tree: Any) -> list[Any]:
-    """The leaves of `tree` in the order of `structure`, whose arrays may be None here: a dict keeps no order."""
-    leaves = structure.spec.flatten_up_to(tree)
-    return [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
-
-
-def map_arrays(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), tree)
-
-
 class Flat(NamedTuple):
     """A stack as flat lists, and the structures to go back."""
 
@@ -134,6 +114,41 @@ def tangents_like(name: str, given: Any, primals: tuple[Any, ...], of: tuple[str
     )
 
 
+def nones(arrays: Arrays, values: Any) -> list[torch.Tensor | None]:
+    """`values` for what is of floating point among `arrays`, None for the others."""
+    rest = iter(values)
+    return [next(rest) if array.is_floating_point() else None for array in arrays]
+
+
+def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
+    leaves, spec = pytree.tree_flatten(tree)
+    return [leaf for leaf in leaves if leaf is not None], Structure(spec, tuple(leaf is not None for leaf in leaves))
+
+
+def unflatten(structure: Structure, arrays: Sequence[Any]) -> Any:
+    rest = iter(arrays)
+    return pytree.tree_unflatten([next(rest) if is_array else None for is_array in structure.is_array], structure.spec)
+
+
+def flatten_like(structure: Structure, tree: Any) -> list[Any]:
+    """The leaves of `tree` in the order of `structure`, whose arrays may be None here: a dict keeps no order."""
+    leaves = structure.spec.flatten_up_to(tree)
+    return [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
+
+
+def outputs(flat: Flat, carry: Arrays, ys: Arrays) -> tuple[Any, Any]:
+    return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
+
+
+def map_arrays(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), tree)
+
+
+def member(tree: Any, axis: int | None) -> Any:
+    """One member of a batch."""
+    return tree if axis is None else map_arrays(lambda a: a.select(axis, 0), tree)
+
+
 def batched(tree: Any, axis: int | None, to: int, size: int, every: bool) -> list[tuple[torch.Tensor, bool]]:
     """The arrays of `tree`, their batch moved to axis `to`, and whether they have one; with `every`, all have."""
     arrays, _ = flatten(tree)
@@ -142,15 +157,5 @@ def batched(tree: Any, axis: int | None, to: int, size: int, every: bool) -> lis
     return [(a.unsqueeze(to).expand(*a.shape[:to], size, *a.shape[to:]) if every else a, every) for a in arrays]
 
 
-def outputs(flat: Flat, carry: Arrays, ys: Arrays) -> tuple[Any, Any]:
-    return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
-
-
 def swap_axes(tree: Any) -> Any:
     return map_arrays(lambda a: a.transpose(0, 1), tree)
-
-
-def nones(arrays: Arrays, values: Any) -> list[torch.Tensor | None]:
-    """`values` for what is of floating point among `arrays`, None for the others."""
-    rest = iter(values)
-    return [next(rest) if array.is_floating_point() else None for array in arrays]
