@@ -45,12 +45,11 @@ TORCH_ISSUES = "https://github.com/pytorch/pytorch/issues/"
 TF_FORWARD = "https://www.tensorflow.org/api_docs/python/tf/autodiff/ForwardAccumulator"
 
 JAX_STATIC = NotApplicable("jax_scan: shapes are static: one program for each N, all of one size")
-TORCH_INSIDE = No(
-    "torch.func.grad inside torch.compile around an autograd.Function; loss.backward() on a compiled loss works",
+TORCH_INSIDE = Yes(
+    "torch.func inside torch.compile runs layer by layer: of size N; .backward() and vjp_layers are of one size",
     f"{TORCH_ISSUES}174067",
-    "builtins.AssertionError",
-    TORCH,
 )
+TORCH_NESTED = Yes("the inner stack is unrolled in the backward pass of the outer one", f"{TORCH_ISSUES}174067")
 TORCH_LOOP = Yes("runs layer by layer: right to any order, but of size N", f"{TORCH_ISSUES}91469")
 TORCH_CLOSED_OVER = No(
     "refused, since it could be lost or multiplied: repeat the value along the layer axis in stacked_params",
@@ -103,7 +102,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "remat=True": (Yes(), Yes(), Yes()),
     "remat=k, where k does not divide N": (Yes(), Yes(), Yes()),
     "any layer, N = 0 and N = 1": (Yes(), Yes(), TF_STATIC),
-    "a stack in a stack": (Yes(), Yes(), Yes()),
+    "a stack in a stack": (Yes(), TORCH_NESTED, Yes()),
     "a stack used several times in one program": (Yes(), Yes(), Yes()),
     "a parameter shared by all layers": (Yes(), Yes(), Yes()),
     "a closed-over value gets its gradient": (Yes(), TORCH_CLOSED_OVER, Yes()),

@@ -46,7 +46,10 @@ class Implementation(Protocol):
     ) -> tuple[Tree, Tree]:
         """The same values as `scan_layers`, by a Python loop over the layers."""
 
-    # transforms.py: derivatives and batching of a whole stack, of constant size when compiled
+    # transforms.py: derivatives and batching of a whole stack. Compiled, each is a program of one size for all N >= 2.
+    # They take a stack and its options as `scan_layers` does, and refuse what it refuses, in the same words. Tangents,
+    # cotangents and gradients have the trees of what they belong to: None where that is not of floating point; as an
+    # argument None for a whole tree is zero. Below, `loop` is `unroll_layers` as a function of the three trees.
     def vjp_layers(
         self,
         layer: Layer,
@@ -57,7 +60,10 @@ class Implementation(Protocol):
         cotangents: tuple[Tree, Tree],
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Reverse mode: (carry, ys), (dstacked_params, dinit, dxs)."""
+        """Reverse mode: outputs, pullback = vjp(loop); returns outputs, pullback(cotangents).
+
+        cotangents: (dcarry, dys). Returns (carry, ys), (dstacked_params, dinit, dxs).
+        """
 
     def jvp_layers(
         self,
@@ -69,7 +75,10 @@ class Implementation(Protocol):
         tangents: tuple[Tree, Tree, Tree],
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Forward mode: (carry, ys), (tcarry, tys)."""
+        """Forward mode: the derivative of loop along tangents.
+
+        tangents: (tstacked_params, tinit, txs). Returns (carry, ys), (tcarry, tys).
+        """
 
     def vmap_layers(
         self,
@@ -81,7 +90,11 @@ class Implementation(Protocol):
         in_axes: Any = (None, 0, None),
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Batching over inits, stacks (ensembles), xs or several of them: (carry [B, ...], ys [B, N, ...])."""
+        """Batching: loop for each member of a batch of inits, of stacks (an ensemble), of xs, or of several of them.
+
+        in_axes: the axis of the batch in stacked_params, init and xs, or None for what is shared.
+        Returns (carry [B, ...], ys [B, N, ...]).
+        """
 
     def hvp_layers(
         self,
@@ -94,7 +107,10 @@ class Implementation(Protocol):
         tangents: tuple[Tree, Tree, Tree],
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Gradient of `loss(carry, ys)` and its product with the Hessian, forward over reverse."""
+        """Second order: the gradient of loss(*loop(...)) and its derivative along tangents, the Hessian times tangents.
+
+        tangents: (tstacked_params, tinit, txs). Returns (dstacked_params, dinit, dxs) twice: gradient, product.
+        """
 
     def vmap_vjp_layers(
         self,
@@ -107,7 +123,11 @@ class Implementation(Protocol):
         in_axes: Any = (None, 0, None),
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Per-example gradients: `vjp_layers` of every member of a batch."""
+        """Per-example gradients: `vjp_layers` for each member of a batch.
+
+        cotangents: (dcarry [B, ...], dys [B, N, ...]). Returns (carry, ys), (dstacked_params, dinit, dxs), each array
+        [B, ...], of what the batch shares too.
+        """
 
     def gradient(self, apply: Apply) -> Gradient:
         """The framework's ordinary reverse mode around `apply`: `(*args, cotangent) -> (y, *dargs)`."""

@@ -11,11 +11,28 @@ from implementations.environment import pin
 # Before any framework is imported. One BLAS thread: on two shared cores, two threads of it wait for each other.
 pin()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # likewise torch
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from implementations import NAMES, REQUIRES, load  # noqa: E402
+
+# Two processes run the tests, each test file and framework as a whole in one of them: programs compiled for one test
+# serve the next. What takes longest comes first.
+SLOWEST_FIRST = ("test_program_size", "test_capabilities", "test_composition", "test_numerics", "test_graph_size")
+
+
+def pytest_collection_modifyitems(items):
+    def group(item):
+        file, name = item.path.stem, next((name for name in NAMES if name in item.name), "")
+        slow = SLOWEST_FIRST.index(file) if file in SLOWEST_FIRST else len(SLOWEST_FIRST)
+        return slow if name == "torch_compile" else len(SLOWEST_FIRST) + 1, file, name
+
+    items.sort(key=group)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("-".join(map(str, group(item)))))
+
 
 settings.register_profile("bounded", derandomize=True, deadline=None, max_examples=15)
 settings.load_profile("bounded")

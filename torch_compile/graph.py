@@ -52,7 +52,9 @@ def graph_size(
         captured.append(graph)
         return aot_autograd(fw_compiler=keep, bw_compiler=keep)(graph, inputs)
 
-    _run(torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False), args, cotangent)
+    # isolate_recompiles: see `compile` in edges.py
+    count = torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+    _run(count, args, cotangent)
     counts = {"captured": _nodes(captured), "lowered": _nodes(lowered)}
     if not compiled:
         return counts

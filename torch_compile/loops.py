@@ -38,30 +38,21 @@ def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Array
         return owned(init), [a.new_empty((0, *a.shape)) for a in y], [c.new_empty((0, *c.shape)) for c in init]
     if k == stack.unroll == 1 and not stack.reverse:
         carry, out = _scan(_keeping(stack.step) if keep else stack.step, init, stacked)
-        return carry, out[:num_ys], out[num_ys:]
-    # Else the steps are counted. `reverse=True` of the operator flips, and so copies, the whole stack; and Inductor
-    # reads wrongly from what is left over of a stack, a view that begins in the middle of it.
-    stacked = _distinct(stacked)
+    else:
+        # The steps are counted. `reverse=True` of the operator flips, and so copies, the whole stack; and Inductor
+        # reads wrongly from what is left over of a stack, a view that begins in the middle of it.
+        body = _counted(stack, _distinct(stacked))
+        if k == 1:
+            carry, out = _loop(_keeping(body) if keep else body, init, 0, num_layers, stack.unroll, stacked)
+        else:
 
-    def body(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
-        return stack.step(carry, _read(stack, stacked, t[0]))
+            def group(carry: Arrays, g: Arrays) -> tuple[Arrays, Arrays]:
+                new_carry, ys = _loop(body, carry, g[0] * k, k, stack.unroll, stacked)
+                return new_carry, [*ys, *carry]
 
-    def group(carry: Arrays, g: Arrays) -> tuple[Arrays, Arrays]:
-        new_carry, ys = _loop(body, carry, g[0] * k, k, stack.unroll)
-        return new_carry, [*ys, *carry]
-
-    groups, parts, carry, kept = num_layers // k if k > 1 else 0, [], init, []
-    if groups:
-        carry, out = _scan(group, carry, [_count(0, groups, like=stacked)])
-        parts.append([y.flatten(0, 1) for y in out[:num_ys]])
-        kept = out[num_ys:]
-    if groups * k < num_layers:
-        first, count = _first(groups * k, stacked), num_layers - groups * k
-        carry, out = _loop(_keeping(body) if keep else body, carry, first, count, stack.unroll)
-        parts.append(out[:num_ys])
-        kept = [*kept, *out[num_ys:]]
-    ys = _joined(parts)
-    return carry, [y.flip(0) for y in ys] if stack.reverse else ys, kept
+            carry, out = _scan(group, init, [_count(0, -(-num_layers // k), like=stacked)])
+            out = [*(y.flatten(0, 1)[:num_layers] for y in out[:num_ys]), *out[num_ys:]]
+    return carry, [y.flip(0) for y in out[:num_ys]] if stack.reverse else out[:num_ys], out[num_ys:]
 
 
 def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
@@ -72,30 +63,33 @@ def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: A
     if num_layers == 0:
         return [torch.zeros_like(a) for a, wanted in zip(stacked, stack.wanted, strict=True) if wanted], dcarry
     stacked = _distinct(stacked)
+    # Only the cotangents depend on each other. Once they are known, the gradients of the parameters are made in the
+    # order of the layers: made on the way down they would have to be flipped, and so copied.
     if k == 1:
-        return _pull(stack, stacked, _first(0, stacked), num_layers, kept, dcarry, dys)
+        dinit, cotangents = _cotangents(stack, stacked, 0, num_layers, kept, dcarry, dys)
+        return _dslices(stack, stacked, 0, num_layers, kept, cotangents, dys), dinit
 
-    def body(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
-        return stack.step(carry, _read(stack, stacked, t[0]))
+    groups, num_ys, body = -(-num_layers // k), len(stack.y_floats), _keeping(_counted(stack, stacked))
 
-    def group(dcarry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+    def again(g: torch.Tensor) -> Arrays:  # the carries of group g
+        return _loop(body, _at(kept, g), g * k, k, stack.unroll, stacked)[1][num_ys:]
+
+    def group_cotangent(dcarry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         g = groups - 1 - x[0]
-        _, out = _loop(_keeping(body), _at(kept[:num_carries], g), g * k, k, stack.unroll)
-        dslices, dcarry = _pull(stack, stacked, g * k, k, out[len(stack.y_floats) :], dcarry, dys)
-        return dcarry, dslices
+        return _cotangents(stack, stacked, g * k, k, again(g), dcarry, dys)[0], dcarry
 
-    groups, parts = num_layers // k, []
-    rest = num_layers - groups * k
-    num_carries = len(kept) // 2 if groups and rest else len(kept)
-    if rest:
-        first = _first(groups * k, stacked)
-        dslices, dcarry = _pull(stack, stacked, first, rest, kept[-num_carries:], dcarry, dys)
-        parts.append(dslices)
-    if groups:
-        dcarry, dslices = _scan(group, dcarry, [_count(0, groups, like=stacked)])
-        # The last group comes first: the order of the layers if they run in reverse.
-        parts.append([(d if stack.reverse else d.flip(0)).flatten(0, 1) for d in dslices])
-    return _joined(parts if stack.reverse else parts[::-1]), dcarry
+    def group_dslices(none: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        g = groups - 1 - x[0] if stack.reverse else x[0]
+        carries = again(g)
+        _, cotangents = _cotangents(stack, stacked, g * k, k, carries, _at(ends, groups - 1 - g), dys)
+        return none, _dslices(stack, stacked, g * k, k, carries, cotangents, dys)
+
+    order = _count(0, groups, like=stacked)
+    dinit, ends = _scan(group_cotangent, dcarry, [order])
+    _, dslices = _scan(group_dslices, [], [order]) if any(stack.wanted) else ([], [])
+    left_over = groups * k - num_layers  # steps of the last group without a layer
+    flat = [d.flatten(0, 1) for d in dslices]
+    return [d[left_over:] if stack.reverse else d[:num_layers] for d in flat], dinit
 
 
 def unrolled(step: Step, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[Arrays, Arrays]:
@@ -117,46 +111,64 @@ def owned(arrays: Arrays) -> Arrays:
     return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
 
 
-def _pull(
-    stack: Stack, stacked: Arrays, first: torch.Tensor, count: int, carries: Arrays, dcarry: Arrays, dys: Arrays
+def _counted(stack: Stack, stacked: Arrays) -> Step:
+    """The stack's step for x = [t], which reads its layer in place; behind the last layer nothing happens."""
+    num_layers = stacked[0].shape[0]
+
+    def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        new_carry, y = stack.step(carry, _read(stack, stacked, x[0])[0])
+        if stack.remat > 1:  # the last group may have fewer layers than steps
+            new_carry = [torch.where(x[0][0] < num_layers, *both) for both in zip(new_carry, carry, strict=True)]
+        return new_carry, y
+
+    return body
+
+
+def _cotangents(
+    stack: Stack, stacked: Arrays, first: Any, count: int, carries: Arrays, dcarry: Arrays, dys: Arrays
 ) -> tuple[Arrays, Arrays]:
-    """(dslices in the order of the layers, dcarry) of `count` steps from `first` [1]; carries [count, ...] entered."""
-    moving = [i for i, carry in enumerate(carries) if carry.is_floating_point()]
+    """(dcarry, cotangents) of `count` steps from `first`, which carries [count, ...] entered; the last step first."""
+    num_layers, moving = stacked[0].shape[0], any(carry.is_floating_point() for carry in carries)
+
+    def body(dcarry: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
+        p = count - 1 - j[0]
+        carry, (slices, dy) = _at(carries, p), _read(stack, stacked, first + p, dys)
+        function = lambda *values: _floats(stack, with_floats(carry, values), slices)  # noqa: E731
+        _, pullback = torch.func.vjp(function, *(c for c in carry if c.is_floating_point()))  # type: ignore[misc]
+        before = pullback((*dcarry, *dy))
+        if stack.remat > 1:
+            before = [torch.where((first + p)[0] < num_layers, *both) for both in zip(before, dcarry, strict=True)]
+        return list(before), dcarry
+
+    return _loop(body, dcarry, 0, count, stack.unroll, carries) if moving else (dcarry, [])
+
+
+def _dslices(
+    stack: Stack, stacked: Arrays, first: Any, count: int, carries: Arrays, cotangents: Arrays, dys: Arrays
+) -> Arrays:
+    """The gradients of the parameters of `count` steps from `first`, in the order of the layers."""
     wanted = [i for i, is_wanted in enumerate(stack.wanted) if is_wanted]
 
-    def outputs(carry: Arrays, slices: Arrays) -> tuple[torch.Tensor, ...]:
-        new_carry, y = stack.step(carry, slices)
-        return (*(new_carry[i] for i in moving), *(a for a, floats in zip(y, stack.y_floats, strict=True) if floats))
-
-    def carry_body(dcarry: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
-        last_first = count - 1 - j[0]
-        carry, dy = _at(carries, last_first), _at(dys, first + last_first)
-        slices = _read(stack, stacked, first + last_first)
-        function = lambda *values: outputs(with_floats(carry, values), slices)  # noqa: E731
-        _, pullback = torch.func.vjp(function, *(carry[i] for i in moving))  # type: ignore[misc]
-        return list(pullback((*dcarry, *dy))), dcarry
-
-    def params_body(none: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
+    def body(none: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
         p = count - 1 - j[0] if stack.reverse else j[0]
-        carry, dy, cotangent = _at(carries, p), _at(dys, first + p), _at(cotangents, count - 1 - p)
-        slices = _read(stack, stacked, first + p)
-        function = lambda *values: outputs(carry, _replaced(slices, wanted, values))  # noqa: E731
+        carry, (slices, dy) = _at(carries, p), _read(stack, stacked, first + p, dys)
+        function = lambda *values: _floats(stack, carry, _replaced(slices, wanted, values))  # noqa: E731
         _, pullback = torch.func.vjp(function, *(slices[i] for i in wanted))  # type: ignore[misc]
-        return none, list(pullback((*cotangent, *dy)))
+        return none, list(pullback((*_at(cotangents, count - 1 - p), *dy)))
 
-    # Only the cotangents depend on each other. Once they are known, the gradients of the parameters are made in the
-    # order of the layers: made on the way down they would have to be flipped, and so copied.
-    zero = _first(0, stacked)
-    dcarry, cotangents = _loop(carry_body, dcarry, zero, count, stack.unroll) if moving else (dcarry, [])
-    if not wanted:
-        return [], dcarry
     # One at a time, whatever `unroll` says: what is left over would have to be appended, which copies.
-    _, dslices = _loop(params_body, [], zero, count, 1)
-    return dslices, dcarry
+    return _loop(body, [], 0, count, 1, stacked)[1] if wanted else []
 
 
-def _loop(body: Step, carry: Arrays, first: torch.Tensor, count: int, unroll: int) -> tuple[Arrays, Arrays]:
-    """Scan `body(carry, [t])` over `count` steps from `first` [1], `unroll` at a time, and what is left one by one."""
+def _floats(stack: Stack, carry: Arrays, slices: Arrays) -> tuple[torch.Tensor, ...]:
+    """What the step returns and has a derivative."""
+    new_carry, y = stack.step(carry, slices)
+    ys = [a for a, is_float in zip(y, stack.y_floats, strict=True) if is_float]
+    return (*(new for new, old in zip(new_carry, carry, strict=True) if old.is_floating_point()), *ys)
+
+
+def _loop(body: Step, carry: Arrays, first: Any, count: int, unroll: int, like: Arrays) -> tuple[Arrays, Arrays]:
+    """Scan `body(carry, [t])` over `count` steps from `first`, `unroll` at a time, and what is left one by one."""
 
     def several(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
         ys = []
@@ -167,10 +179,10 @@ def _loop(body: Step, carry: Arrays, first: torch.Tensor, count: int, unroll: in
 
     whole, parts = count // unroll * unroll if unroll > 1 else 0, []
     if whole:
-        carry, ys = _scan(several, carry, [first + _count(0, whole, unroll, like=[first])])
+        carry, ys = _scan(several, carry, [first + _count(0, whole, unroll, like=like)])
         parts.append([y.flatten(0, 1) for y in ys])
     if whole < count:
-        carry, ys = _scan(body, carry, [first + _count(whole, count, like=[first])])
+        carry, ys = _scan(body, carry, [first + _count(whole, count, like=like)])
         parts.append(ys)
     return carry, _joined(parts)
 
@@ -195,16 +207,14 @@ def _count(start: int, stop: int, step: int = 1, *, like: Arrays) -> torch.Tenso
     return torch.arange(start, stop, step, device=like[0].device).unsqueeze(1)  # [steps, 1]
 
 
-def _first(step: int, like: Arrays) -> torch.Tensor:
-    return torch.full((1,), step, device=like[0].device)  # int64
+def _read(stack: Stack, stacked: Arrays, t: torch.Tensor, dys: Sequence[torch.Tensor] = ()) -> Any:
+    """The slices of the layer that runs at step t [1], and what dys has for it; behind the last layer, its."""
+    last = stacked[0].shape[0] - 1
+    t = t.clamp(max=last) if stack.remat > 1 else t
+    return _at(stacked, last - t if stack.reverse else t), _at(dys, t)
 
 
-def _read(stack: Stack, stacked: Arrays, t: torch.Tensor) -> Arrays:
-    """The slices of the layer that runs at step t [1]."""
-    return _at(stacked, stacked[0].shape[0] - 1 - t if stack.reverse else t)
-
-
-def _at(arrays: Arrays, i: torch.Tensor) -> Arrays:
+def _at(arrays: Sequence[torch.Tensor], i: torch.Tensor) -> Arrays:
     return [a.index_select(0, i)[0] for a in arrays]
 
 
