@@ -18,6 +18,10 @@ from torch_compile.loops import Arrays, Stack, Step, owned, scan, scan_vjp, unro
 
 Apply = Callable[..., Any]
 
+# In a user's own compiled program Inductor may write into what the forward pass keeps while a scan of the backward pass
+# still reads it: gradients of a stack that is used three times would be silently wrong. It costs memory, no time.
+torch._functorch.config.donated_buffer = False
+
 
 def gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
     """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, for an `apply` from arrays to one array."""
