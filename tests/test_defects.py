@@ -78,19 +78,22 @@ def test_gradient_of_a_shared_parameter(uses):
 
 
 @raw("torch 2.13: Inductor multiplies the gradient by the number of uses, pytorch#153679")
-def test_gradient_of_a_shared_parameter_by_the_operator_itself(monkeypatch):
+def test_gradient_of_a_shared_parameter_by_the_operator_itself():
+    loaded("torch_compile")
     import torch
 
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)  # as torch has it; torch_compile turns it off
-    assert gradient_of_shared(shared_by_the_operator, 2) == [3 * 2] * 4
+    with torch._functorch.config.patch(donated_buffer=True):  # as torch has it; torch_compile turns it off
+        found = gradient_of_shared(shared_by_the_operator, 2)
+    assert found == [3 * 2] * 4
 
 
-def test_one_use_of_the_operator_is_right(monkeypatch):
+def test_one_use_of_the_operator_is_right():
     """So it is the second use that breaks it."""
+    loaded("torch_compile")
     import torch
 
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
-    assert gradient_of_shared(shared_by_the_operator, 1) == [3] * 4
+    with torch._functorch.config.patch(donated_buffer=True):
+        assert gradient_of_shared(shared_by_the_operator, 1) == [3] * 4
 
 
 # torch 2.13, Inductor: a layer that keeps its own output for the derivative.
