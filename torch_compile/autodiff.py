@@ -19,7 +19,7 @@ from torch_compile.loops import Arrays, Stack, Step, owned, scan, scan_vjp, unro
 Apply = Callable[..., Any]
 
 # In a user's own compiled program Inductor may write into what the forward pass keeps while a scan of the backward pass
-# still reads it: gradients of a stack that is used three times would be silently wrong. It costs memory, no time.
+# still reads it: gradients of a stack that is used three times would be silently wrong.
 torch._functorch.config.donated_buffer = False
 
 
