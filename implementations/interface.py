@@ -163,11 +163,11 @@ class Implementation(Protocol):
     UNITS: Mapping[str, str]  # level -> what is counted there
 
     def graph_size(
-        self, apply: Apply, *args: Array, cotangent: Array | None = None, compiled: bool = True
+        self, apply: Apply, *args: Array, cotangent: Array | None = None, memory: bool = True
     ) -> dict[str, int]:
         """Count `apply(*arrays)`, or with `cotangent` its gradient program: "captured", "lowered", "compiled"; "loops"
-        left by the compiler; "temp_bytes", the peak memory of the compiled program beside arguments and results. Not
-        `compiled`: only the first two, without waiting for the compiler."""
+        left by the compiler; with `memory` also "temp_bytes", the peak memory of the compiled program beside arguments
+        and results, for which some frameworks compile again or run."""
 
     def compile_seconds(self, apply: Apply, *args: Array, cotangent: Array | None = None) -> float:
         """Seconds to trace and compile from cold, without the first execution."""

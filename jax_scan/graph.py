@@ -20,24 +20,24 @@ UNITS = {"captured": "jaxpr equations", "lowered": "StableHLO ops", "compiled": 
 
 
 def graph_size(
-    apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None, compiled: bool = True
+    apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None, memory: bool = True
 ) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
+    Without `memory` it is left out, as in the other frameworks, where it costs time.
     """
     traced = _traced(apply, args, cotangent)
     lowered = traced.lower()
-    counts = {"captured": _equations(traced.jaxpr.jaxpr), "lowered": _assignments(lowered.as_text())}
-    if not compiled:
-        return counts
     program = lowered.compile()
     hlo = program.as_text()
-    return counts | {
+    counts = {
+        "captured": _equations(traced.jaxpr.jaxpr),
+        "lowered": _assignments(lowered.as_text()),
         "compiled": _assignments(hlo),
         "loops": hlo.count(" while("),
-        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
     }
+    return counts | {"temp_bytes": program.memory_analysis().temp_size_in_bytes} if memory else counts
 
 
 def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None) -> float:

@@ -1,11 +1,10 @@
 """The laws of graph size, as assertions over {N: graph_size(...)}; each message says what was counted where.
 
-A record may lack levels, where counting them at each N would take minutes: a law needs two records of each level.
+Records may lack "temp_bytes", for which torch takes seconds: the law of memory needs two that have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from implementations.interface import LEVELS
@@ -13,24 +12,20 @@ from implementations.interface import LEVELS
 Sizes = dict[int, dict[str, int]]
 
 
-def assert_constant(who: str, sizes: Sizes, loops: int, levels: Sequence[str] = LEVELS) -> None:
+def assert_constant(who: str, sizes: Sizes, loops: int) -> None:
     """Rolled: exactly the same count at every level for all N, and at least `loops` loops after compilation."""
-    for level in levels:
+    for level in LEVELS:
         counts = counted(who, sizes, level)
         assert len(set(counts.values())) == 1, f"{who}, {level}: observed {counts}, allowed one count for all N"
-    if "compiled" in levels:
-        assert_loops(who, sizes, loops)
+    assert_loops(who, sizes, loops)
 
 
-def assert_bounded(
-    who: str, sizes: Sizes, rolled: dict[str, int], times: int, loops: int, levels: Sequence[str] = LEVELS
-) -> None:
+def assert_bounded(who: str, sizes: Sizes, rolled: dict[str, int], times: int, loops: int) -> None:
     """Several layers a step: at each level at most `times` as many as `rolled`, whatever N is, and loops are left."""
-    for level in levels:
+    for level in LEVELS:
         counts, limit = counted(who, sizes, level), times * rolled[level]
         assert max(counts.values()) <= limit, f"{who}, {level}: observed {counts}, allowed {limit} for all N"
-    if "compiled" in levels:
-        assert_loops(who, sizes, loops)
+    assert_loops(who, sizes, loops)
 
 
 def assert_loops(who: str, sizes: Sizes, loops: int) -> None:
@@ -38,15 +33,13 @@ def assert_loops(who: str, sizes: Sizes, loops: int) -> None:
     assert min(left.values()) >= loops, f"{who}, compiled: observed loops {left}, allowed no fewer than {loops}"
 
 
-def assert_grows(who: str, sizes: Sizes, levels: Sequence[str] = LEVELS) -> None:
+def assert_grows(who: str, sizes: Sizes) -> None:
     """Unrolled: captured grows by the same amount a layer, compiled strictly, and no loop is left."""
     depths = sorted(sizes)
     steps = list(pairwise(depths))
     captured = {(sizes[M]["captured"] - sizes[N]["captured"]) / (M - N) for N, M in steps}
     assert len(captured) == 1, f"{who}, captured: observed growth a layer {captured}, allowed one amount"
     assert min(captured) > 0, f"{who}, captured: observed growth a layer {captured}, allowed more than 0"
-    if "compiled" not in levels:
-        return
     compiled = [sizes[N]["compiled"] for N in depths]
     assert all(a < b for a, b in pairwise(compiled)), (
         f"{who}, compiled: observed {dict(zip(depths, compiled, strict=True))}, allowed strict growth"

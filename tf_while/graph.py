@@ -25,27 +25,24 @@ UNITS = {
 
 
 def graph_size(
-    apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None, compiled: bool = True
+    apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None, memory: bool = True
 ) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
+    Without `memory` it is compiled once, not twice.
     """
     program, args = _program(apply, args, cotangent)
     graph = program.get_concrete_function(*args).graph.as_graph_def()
     ir = program.experimental_get_compiler_ir(*args)
+    hlo = ir(stage="optimized_hlo")
     counts = {
         "captured": len(graph.node) + sum(len(function.node_def) for function in graph.library.function),
         "lowered": _assignments(ir(stage="hlo")),
-    }
-    if not compiled:
-        return counts
-    hlo = ir(stage="optimized_hlo")
-    return counts | {
         "compiled": _assignments(hlo),
         "loops": hlo.count(" while("),
-        "temp_bytes": _temp_bytes(ir(stage="optimized_hlo_proto_serialized")),
     }
+    return counts | {"temp_bytes": _temp_bytes(ir(stage="optimized_hlo_proto_serialized"))} if memory else counts
 
 
 def compile_seconds(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None) -> float:

@@ -7,16 +7,19 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_faq.html
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from functorch.compile import make_boxed_func
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
-from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch._inductor.utils import fresh_cache
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
@@ -34,39 +37,44 @@ _KERNELS = (
 
 
 def graph_size(
-    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, compiled: bool = True
+    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, memory: bool = True
 ) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
-    "loops" are those the compiler leaves; "temp_bytes" is the peak that one call allocates, less its results.
+    "loops" are those the compiler leaves; "temp_bytes" is the peak that one call allocates, less its results. Without
+    `memory` the program is written, but neither built nor run, which takes a third of the time.
     """
-    captured: list[torch.fx.GraphModule] = []
-    lowered: list[torch.fx.GraphModule] = []
+    captured, lowered, code = [], [], []
 
-    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
-        lowered.append(graph)
-        # The graph is counted, not run: results of the right shape are enough to get at the backward graph.
-        return make_boxed_func(lambda *_: [_empty(node) for node in graph.graph.output_node().args[0]])  # type: ignore
+    def inner(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+        lowered.append(_nodes(graph))
+        results = graph.graph.output_node().args[0]
+        built = contextlib.nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", _unbuilt)
+        with built:
+            program = compile_fx_inner(graph, inputs, **options)
+        code.append(program.source_code)  # type: ignore[union-attr]
+        # what is not built is not run: results of the right shape are enough to get at the backward graph
+        return program if memory else make_boxed_func(lambda *_: [_empty(node) for node in results])  # type: ignore
 
-    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-        captured.append(graph)
-        return aot_autograd(fw_compiler=keep, bw_compiler=keep)(graph, inputs)
+    def record(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        captured.append(_nodes(graph))
+        return compile_fx(graph, inputs, inner_compile=inner)
 
-    # isolate_recompiles: see `compile` in edges.py
-    count = torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
-    _run(count, args, cotangent)
-    counts = {"captured": _nodes(captured), "lowered": _nodes(lowered)}
-    if not compiled:
-        return counts
     with torch._inductor.config.patch(force_disable_caches=True):  # a program found in a cache comes without its code
-        program = compile(_fresh(apply))
-        _, sources = run_and_get_code(_run, program, args, cotangent)
-    code = "\n".join(sources)
-    return counts | {
-        "compiled": len(re.findall(_KERNELS, code)),
-        "loops": code.count("while should_loop:"),
-        "temp_bytes": _temp_bytes(lambda: _run(program, args, cotangent)),
+        # isolate_recompiles: see `compile` in edges.py
+        program = torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+        _run(program, args, cotangent)
+    counts = {
+        "captured": sum(captured),
+        "lowered": sum(lowered),
+        "compiled": sum(len(re.findall(_KERNELS, text)) for text in code),
+        "loops": sum(text.count("while should_loop:") for text in code),
     }
+    return counts | {"temp_bytes": _temp_bytes(lambda: _run(program, args, cotangent))} if memory else counts
+
+
+def _unbuilt(*_: Any) -> None:
+    """In the place of a kernel that is written but not built."""
 
 
 def compile_seconds(apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None) -> float:
@@ -101,9 +109,8 @@ def _empty(node: torch.fx.Node | None) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
-def _nodes(graphs: Iterable[torch.fx.GraphModule]) -> int:
-    modules = (module for graph in graphs for module in graph.modules())
-    return sum(len(module.graph.nodes) for module in modules if isinstance(module, torch.fx.GraphModule))
+def _nodes(graph: torch.fx.GraphModule) -> int:
+    return sum(len(module.graph.nodes) for module in graph.modules() if isinstance(module, torch.fx.GraphModule))
 
 
 def _temp_bytes(run: Callable[[], Any]) -> int:

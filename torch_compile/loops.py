@@ -215,7 +215,10 @@ def _read(stack: Stack, stacked: Arrays, t: torch.Tensor, dys: Sequence[torch.Te
 
 
 def _at(arrays: Sequence[torch.Tensor], i: torch.Tensor) -> Arrays:
-    return [a.index_select(0, i)[0] for a in arrays]
+    rows = [a.index_select(0, i) for a in arrays]  # [1, ...]
+    # as_strided, not [0]: Inductor reads each layer once, into an array of its own. Else the reads go into every kernel
+    # that uses them, and which kernels become one depends on the size of the whole stack.
+    return [torch.as_strided(row, row.shape[1:], row.stride()[1:]) for row in rows]
 
 
 def _distinct(arrays: Arrays) -> Arrays:
