@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace(path: Path, text: str) -> None:
     """Make `text` the content of `path` in one step; on any error, Ctrl-C included, leave what was there."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """An empty file that becomes `path` in one step at the end of the block; on any error leave what was there."""
     # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            # The rename may reach the disk before the bytes do: after a power cut `path` would be empty.
+            os.fsync(file.fileno())
+        if path.exists():  # what was private stays private
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

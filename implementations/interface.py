@@ -8,7 +8,7 @@ within one framework, never two absolute counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
@@ -153,8 +153,48 @@ class Implementation(Protocol):
     ) -> Array:
         """The index of the first layer that makes a NaN or an infinity, -1 for none."""
 
+    def cycled(self, *layers: Layer) -> Layer:
+        """Layers of several kinds that come in turn, as one layer: params, xs and ys are tuples, one for each."""
+
+    def scan_cycle(
+        self,
+        cycle: Layer,
+        stacked_params: Tree,
+        init: Tree,
+        xs: Tree = None,
+        *,
+        prefix: Sequence[tuple[Layer, Tree]] = (),
+        suffix: Sequence[tuple[Layer, Tree]] = (),
+        **options: Any,
+    ) -> tuple[Tree, tuple[list[Tree], Tree, list[Tree]]]:
+        """`scan_layers(cycle, ...)` between single layers, (layer, params) each, that are unlike the others.
+
+        Returns (carry, (ys of the prefix, ys of scan_layers, ys of the suffix)).
+        """
+
+    def layer_norms(self, stacked: Tree) -> Array:
+        """The Euclidean norm of each layer's arrays, [N]."""
+
+    def clip_layers(self, gradients: Tree, max_norm: float) -> Tree:
+        """Gradients [N, ...], each layer's scaled down together where their norm is above max_norm."""
+
+    # decoding.py: token by token through the scanned stack of `transformer_decoder`
+    def empty_cache(self, params: Tree, B: int, S: int) -> dict[str, Array]:
+        """Keys and values of every layer, k and v [N, B, S, g, e], zero: room for S positions."""
+
+    def decode(
+        self, params: Tree, x: Array, cache: dict[str, Array], position: Any, hold: str = "entries"
+    ) -> tuple[Array, dict[str, Array]]:
+        """Run the new positions x [B, t, d], the first at `position`: (y [B, t, d], the cache with them in it).
+
+        hold: how the cache goes through the scan: new "entries" out, whole "slices" in and out, or in the "carry".
+        """
+
     # layers.py: the scan bodies, `layer(carry, params) -> (carry, y)`
     LAYERS: Mapping[str, Callable[..., tuple[Any, Any]]]
+
+    def init_layers(self, layer: str, seed: int, num_layers: int, dtype: str = "float32", **sizes: int) -> Tree:
+        """Stacked params: equal to num_layers inits with keys of their own. sizes: reference/shapes.py."""
 
     # alternatives.py: what this framework's users do today, name -> Alternative
     ALTERNATIVES: Mapping[str, Any]

@@ -2,10 +2,21 @@
 
 from jax_scan.alternatives import ALTERNATIVES
 from jax_scan.autodiff import compile_gradient, gradient
+from jax_scan.decoding import decode, empty_cache
 from jax_scan.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
 from jax_scan.graph import UNITS, compile_seconds, graph_size, program_count
-from jax_scan.layers import LAYERS
-from jax_scan.recipes import cast_params, dropout, gated, layer_keys, locate_nonfinite
+from jax_scan.layers import LAYERS, init_layers
+from jax_scan.recipes import (
+    cast_params,
+    clip_layers,
+    cycled,
+    dropout,
+    gated,
+    layer_keys,
+    layer_norms,
+    locate_nonfinite,
+    scan_cycle,
+)
 from jax_scan.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
 from jax_scan.transforms import (
     hvp_layers,
@@ -32,7 +43,14 @@ __all__ = [
     "dropout",
     "cast_params",
     "locate_nonfinite",
+    "cycled",
+    "scan_cycle",
+    "layer_norms",
+    "clip_layers",
+    "empty_cache",
+    "decode",
     "LAYERS",
+    "init_layers",
     "ALTERNATIVES",
     "UNITS",
     "graph_size",

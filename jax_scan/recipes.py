@@ -7,6 +7,7 @@ Source: https://docs.jax.dev/en/latest/jax.random.html
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -71,3 +72,58 @@ def locate_nonfinite(
     order = jnp.flip(finite) if reverse else finite
     first = jnp.argmin(order) if len(order) else 0
     return jnp.where(finite.all(), -1, len(order) - 1 - first if reverse else first)
+
+
+def cycled(*layers: Layer) -> Layer:
+    """Layers of several kinds as one, whose params and y are tuples, one for each; xs too where there are xs."""
+
+    def step(carry: Any, params: tuple[Any, ...], x: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        ys = []
+        for i, layer in enumerate(layers):
+            carry, y = layer(carry, params[i]) if x is None else layer(carry, params[i], x[i])
+            ys.append(y)
+        return carry, tuple(ys)
+
+    return step
+
+
+def scan_cycle(
+    cycle: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    prefix: Sequence[tuple[Layer, Any]] = (),
+    suffix: Sequence[tuple[Layer, Any]] = (),
+    **options: Any,
+) -> tuple[Any, tuple[list[Any], Any, list[Any]]]:
+    """A stack that is not the same all the way: `scan_layers(cycle, ...)` between single layers.
+
+    cycle: one layer, or `cycled(...)` of those that come in turn. prefix, suffix: (layer, params) of the layers before
+    it, and of those after it that make no whole cycle: they are in the graph one by one, the cycles once.
+    Returns (carry, (ys of the prefix, ys of scan_layers, ys of the suffix))."""
+    before, after = [], []
+    carry = init
+    for layer, params in prefix:
+        carry, y = layer(carry, params)
+        before.append(y)
+    carry, ys = scan_layers(cycle, stacked_params, carry, xs, **options)
+    for layer, params in suffix:
+        carry, y = layer(carry, params)
+        after.append(y)
+    return carry, (before, ys, after)
+
+
+def layer_norms(stacked: Any) -> jax.Array:
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
+    arrays = [a for a in jax.tree.leaves(stacked) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.sqrt(sum((a.reshape(len(a), -1) ** 2).sum(1) for a in arrays))
+
+
+def clip_layers(gradients: Any, max_norm: float) -> Any:
+    """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
+    factors = jnp.minimum(1, max_norm / jnp.maximum(layer_norms(gradients), TINY))  # [N]
+    return jax.tree.map(lambda g: g * factors.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype), gradients)
+
+
+TINY = 1e-30  # a layer without a gradient has no factor

@@ -164,6 +164,18 @@ def check_tangents(as_leaf: AsLeaf, name: str, tangents: Any, primals: tuple[Any
             check_like(as_leaf, f"{name}[{i}]", tangent, primal, primal_name, only_floats=True)
 
 
+def check_form(form: Any, remat: Any) -> None:
+    """Check how a stack is to be trained: by a scan, or by its unrolled twin, which keeps everything.
+
+    Raises:
+        ValueError: "form: expected scan or unroll, got 'loop'", "remat: expected False without a scan, got 2"
+    """
+    if form not in ("scan", "unroll"):
+        raise ValueError(f"form: expected scan or unroll, got {form!r}")
+    if form == "unroll" and remat is not False:
+        raise ValueError(f"remat: expected False without a scan, got {remat!r}")
+
+
 def is_float(array: Leaf) -> bool:
     """Whether derivatives exist for such an array."""
     return "float" in array.dtype or "complex" in array.dtype

@@ -9,12 +9,13 @@ frameworks compile for each shape.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from reference.layers import Array
+from reference.shapes import PARAMS, shape_and_scale
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -125,15 +126,43 @@ NAMES = tuple(_CASES)
 EXACT_NAMES = tuple(_EXACT)
 
 
-def mlp_params(seed: int, N: int, d: int, f: int) -> dict[str, dict[str, Array]]:
-    """Parameters of N layers `mlp`, stacked, in float32: small enough to train, and no two layers alike."""
+def layer_params(layer: str, seed: int, N: int, **sizes: int) -> Any:
+    """Parameters of N layers of that name, stacked, in float32: small enough to train, and no two arrays alike."""
     rng = np.random.default_rng(seed)
 
-    def draw(*shape: int, scale: float = 0.1, around: float = 0.0) -> Array:
-        return (around + scale * rng.standard_normal((N, *shape))).astype(np.float32)
+    def draw(axes: Any) -> Any:
+        if isinstance(axes, dict):
+            return {name: draw(part) for name, part in axes.items()}
+        shape, scale = shape_and_scale(axes, sizes)
+        return (scale * rng.standard_normal((N, *shape))).astype(np.float32)
 
-    return {
-        "norm": {"scale": draw(d, around=1.0), "bias": draw(d)},
-        "up": {"w": draw(d, f, scale=d**-0.5), "bias": draw(f)},
-        "down": {"w": draw(f, d, scale=f**-0.5), "bias": draw(d)},
-    }
+    def around(tree: Any) -> Any:
+        """Biases near 0 and scales near 1: drawn with a scale of 1 they would be all that counts."""
+        small = {name: 0.1 * array + (name == "scale") for name, array in tree.items() if name in ("scale", "bias")}
+        return {name: around(part) if isinstance(part, dict) else small.get(name, part) for name, part in tree.items()}
+
+    params = draw(PARAMS[layer])
+    return around(params) if isinstance(params, dict) else params
+
+
+# Sizes by layer, for carries of a few hundred numbers: every symbol has a size of its own, so that none stands in for
+# another.
+SIZES: dict[str, dict[str, int]] = {
+    "dense": {"d": 7},
+    "mlp": {"d": 5, "f": 7},
+    "transformer_encoder": {"d": 12, "h": 3, "e": 4, "f": 10},
+    "transformer_decoder": {"d": 12, "h": 6, "g": 2, "e": 4, "f": 10},
+    "residual_conv": {"c": 3},
+}
+
+
+def layer_carry(layer: str, seed: int, B: int = 2, T: int = 5, **sizes: int) -> Any:
+    """A carry for that layer in float32: of B sequences of T positions, or of B images of T x T + 1."""
+    rng = np.random.default_rng([seed, 1])
+    shapes = {"dense": ("d",), "mlp": (B, "d"), "residual_conv": (B, T, T + 1, "c")}
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in shapes.get(layer, (B, T, "d"))]
+    x = rng.standard_normal(shape).astype(np.float32)
+    if layer != "transformer_encoder":
+        return x
+    lengths = T - np.arange(B) % T  # the first sequence is whole, each other one shorter than the one before it
+    return {"x": x, "mask": np.arange(T) < lengths[:, None]}

@@ -18,20 +18,17 @@ from hypothesis import settings  # noqa: E402
 
 from implementations import NAMES, REQUIRES, load  # noqa: E402
 
-# Two processes run the tests, each test file and framework as a whole in one of them: programs compiled for one test
-# serve the next. What takes longest comes first.
-SLOWEST_FIRST = ("test_program_size", "test_capabilities", "test_composition", "test_numerics", "test_graph_size")
+# Two processes run the tests, each file as a whole in one of them, one framework after the other: programs compiled for
+# one test serve the next. What takes longest comes first.
+SLOWEST_FIRST = ("test_program_size", "test_layers", "test_capabilities", "test_composition", "test_numerics")
 
 
 def pytest_collection_modifyitems(items):
-    def group(item):
+    def place(item):
         file, name = item.path.stem, next((name for name in NAMES if name in item.name), "")
-        slow = SLOWEST_FIRST.index(file) if file in SLOWEST_FIRST else len(SLOWEST_FIRST)
-        return slow if name == "torch_compile" else len(SLOWEST_FIRST) + 1, file, name
+        return SLOWEST_FIRST.index(file) if file in SLOWEST_FIRST else len(SLOWEST_FIRST), file, name
 
-    items.sort(key=group)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("-".join(map(str, group(item)))))
+    items.sort(key=place)
 
 
 settings.register_profile("bounded", derandomize=True, deadline=None, max_examples=15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.cases import DTYPES, case, mlp_params
-from reference.layers import LAYERS, Array, mlp, mlp_vjp
+from reference.cases import DTYPES, SIZES, case, layer_carry, layer_params
+from reference.layers import LAYERS, Array, mlp, mlp_vjp, residual_conv, transformer_decoder, transformer_encoder
 from reference.stack import apply_layers, apply_layers_vjp, oracle, run_layers, run_layers_vjp, tree_map
+from tests.problems import is_float
 
 
 def fractions(array: Array) -> Array:
@@ -99,49 +101,73 @@ def test_the_gradient_agrees_with_complex_steps() -> None:
             np.testing.assert_allclose(gradient[index], derivative, rtol=1e-12)
 
 
-def example(name: str, seed: int) -> tuple[Array, Any]:
-    """A carry and the parameters of one layer `name`."""
+def example(name: str, seed: int) -> tuple[Any, Any]:
+    """A carry and the parameters of one layer `name`, in float64."""
+    params = tree_map(lambda a: a[0], layer_params(name, seed, 1, **SIZES[name]))
+    return tree_map(lambda a: a.astype(float) if is_float(a) else a, (layer_carry(name, seed, **SIZES[name]), params))
+
+
+def drawn(seed: int, like: Any) -> Any:
+    """A tangent or a cotangent: None where there is no derivative."""
     rng = np.random.default_rng(seed)
-    if name == "dense":
-        return rng.standard_normal(5), rng.standard_normal((5, 5))
-    return rng.standard_normal((2, 3, 5)), tree_map(lambda a: a[0].astype(float), mlp_params(seed, 1, 5, 7))
+    return tree_map(lambda a: rng.standard_normal(a.shape) if is_float(a) else None, like)
 
 
 STEP = 1e-100  # of complex steps
 
 
 def stepped(tree: Any, tangents: Any) -> Any:
-    return tree_map(lambda a, t: a + 1j * STEP * t, tree, tangents)
+    return tree_map(lambda a, t: a if t is None else a + 1j * STEP * t, tree, tangents)
 
 
 def inner(a: Any, b: Any) -> float:
     products: list[Any] = []
-    tree_map(lambda x, y: products.append(np.vdot(x, y)), a, b)
+    tree_map(lambda x, y: products.append(0 if y is None else np.vdot(x, y)), a, b)
     return sum(products)
+
+
+def derivative(outputs: Any) -> Any:
+    return tree_map(lambda a: a.imag / STEP if np.iscomplexobj(a) else None, outputs)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layers_vjp_is_the_transpose_of_its_derivative(name: str) -> None:
-    inputs, tangents, (cotangent, _) = example(name, 4), example(name, 5), example(name, 6)
-    layer = LAYERS[name]
-    tangent = layer.forward(*stepped(inputs, tangents))[0].imag / STEP
-    np.testing.assert_allclose(inner(cotangent, tangent), inner(layer.vjp(*inputs, cotangent), tangents), rtol=1e-12)
+    layer, inputs = LAYERS[name], example(name, 4)
+    tangents, cotangents = drawn(5, inputs), drawn(6, layer.forward(*inputs))
+    pushed = derivative(layer.forward(*stepped(inputs, tangents)))
+    pulled = layer.vjp(*inputs, *cotangents)
+    np.testing.assert_allclose(inner(cotangents, pushed), inner(pulled, tangents), rtol=1e-12)
+
+
+def test_the_decoders_vjp_with_a_window() -> None:
+    layer, inputs, window = LAYERS["transformer_decoder"], example("transformer_decoder", 4), np.array(2)
+    tangents, cotangents = drawn(5, inputs), drawn(6, layer.forward(*inputs))
+    pushed = derivative(layer.forward(*stepped(inputs, tangents), window))
+    *pulled, none = layer.vjp(*inputs, window, *cotangents)
+    np.testing.assert_allclose(inner(cotangents, pushed), inner(tuple(pulled), tangents), rtol=1e-12)
+    assert none is None
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_number_of_a_layers_vjp_agrees_with_a_complex_step(name: str) -> None:
-    inputs, (cotangent, _) = example(name, 4), example(name, 6)
-    layer = LAYERS[name]
-    gradients: list[Array] = []
-    tree_map(gradients.append, layer.vjp(*inputs, cotangent))
-    for k, gradient in enumerate(gradients):
-        derivative = np.zeros_like(gradient)
-        for index in np.ndindex(gradient.shape):
-            arrays: list[Array] = []
-            changed = tree_map(lambda a, arrays=arrays: arrays.append(a.astype(complex)) or arrays[-1], inputs)
-            arrays[k][index] += 1j * STEP
-            derivative[index] = np.vdot(cotangent, layer.forward(*changed)[0]).imag / STEP
-        np.testing.assert_allclose(gradient, derivative, rtol=1e-11, atol=1e-13)
+    layer, inputs = LAYERS[name], example(name, 4)
+    cotangents = drawn(6, layer.forward(*inputs))
+    pulled: list[Any] = []
+    tree_map(lambda _, g: pulled.append(g), inputs, layer.vjp(*inputs, *cotangents))
+    largest = max(abs(g).max() for g in pulled if g is not None)
+    for k, gradient in enumerate(pulled):
+        for index in [*np.ndindex(gradient.shape)][:: 1 + gradient.size // 20] if gradient is not None else ():
+            at = iter(range(len(pulled)))
+
+            def step(a: Array, at: Any = at, k: int = k, index: Any = index) -> Array:
+                if next(at) != k:
+                    return a
+                a = a.astype(complex)
+                a[index] += 1j * STEP
+                return a
+
+            slope = inner(cotangents, derivative(layer.forward(*tree_map(step, inputs))))
+            np.testing.assert_allclose(gradient[index], slope, rtol=1e-11, atol=1e-13 * largest)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
@@ -162,6 +188,76 @@ def test_mlp_is_what_its_docstring_says() -> None:
     np.testing.assert_allclose(y, carry + h @ params["down"]["w"] + params["down"]["bias"], rtol=1e-13)
     assert no_output is None
     assert np.array_equal(mlp(carry, tree_map(np.zeros_like, params))[0], carry)
+
+
+def test_encoder_is_what_its_docstring_says() -> None:
+    """Once more, position by position and head by head, from the formulas."""
+    carry, params = example("transformer_encoder", 4)
+    x, mask = carry["x"], carry["mask"]
+    new = np.empty_like(x)
+    for b, t in np.ndindex(x.shape[:2]):
+        mixed = params["out"]["bias"].copy()
+        for h in range(params["out"]["w"].shape[0]):
+            q, ks, vs = (x[b] @ params[n]["w"][:, h] + params[n]["bias"][h] for n in ("query", "key", "value"))
+            scores = [q[t] @ ks[s] / np.sqrt(len(q[t])) for s in range(x.shape[1]) if mask[b, s]]
+            weights = np.exp(scores) / np.exp(scores).sum()
+            mixed += weights @ vs[mask[b]] @ params["out"]["w"][h]
+        y = normed(x[b, t] + mixed, params["norm1"], 1e-12)
+        h = y @ params["up"]["w"] + params["up"]["bias"]
+        h = np.array([0.5 * a * (1 + math.erf(a / math.sqrt(2))) for a in h])
+        new[b, t] = normed(y + h @ params["down"]["w"] + params["down"]["bias"], params["norm2"], 1e-12)
+    np.testing.assert_allclose(transformer_encoder(carry, params)[0]["x"], new, rtol=1e-12)
+
+
+def normed(x: Array, params: Any, eps: float) -> Array:
+    return (x - x.mean()) / np.sqrt(x.var() + eps) * params["scale"] + params["bias"]
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_decoder_is_what_its_docstring_says(window: Any) -> None:
+    """Once more, position by position and head by head; rotary positions as products of complex numbers."""
+    x, params = example("transformer_decoder", 4)
+    half = params["query"]["w"].shape[2] // 2
+    new = np.empty_like(x)
+
+    def rms(x: Array, name: str) -> Array:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * params[name]["scale"]
+
+    def turned(x: Array, t: int) -> Array:
+        return (x[:half] + 1j * x[half:]) * np.exp(1j * t * 10_000.0 ** (-np.arange(half) / half))
+
+    for b, t in np.ndindex(x.shape[:2]):
+        n, mixed = rms(x[b], "norm1"), np.zeros(x.shape[2])
+        for h in range(6):
+            ks, vs = (n @ params[name]["w"][:, h // 3] for name in ("key", "value"))
+            seen = range(0 if window is None else max(0, t - window + 1), t + 1)
+            q = turned(n[t] @ params["query"]["w"][:, h], t)
+            scores = [np.vdot(q, turned(ks[s], s)).real / np.sqrt(2 * half) for s in seen]
+            mixed += np.exp(scores) / np.exp(scores).sum() @ vs[list(seen)] @ params["out"]["w"][h]
+        y = x[b, t] + mixed
+        n, gate = rms(y, "norm2"), rms(y, "norm2") @ params["gate"]["w"]
+        new[b, t] = y + (gate / (1 + np.exp(-gate)) * (n @ params["up"]["w"])) @ params["down"]["w"]
+    np.testing.assert_allclose(transformer_decoder(x, params, window)[0], new, rtol=1e-12)
+
+
+def test_residual_conv_is_what_its_docstring_says() -> None:
+    """Once more, pixel by pixel."""
+    x, params = example("residual_conv", 4)
+    h: Any = x
+    for i in (1, 2):
+        mean, variance = h.mean((0, 1, 2)), h.var((0, 1, 2))
+        h = (h - mean) / np.sqrt(variance + 1e-5) * params[f"norm{i}"]["scale"] + params[f"norm{i}"]["bias"]
+        h, w = np.maximum(h, 0), params[f"conv{i}"]["w"]
+        out = np.zeros_like(h)
+        for b, r, c in np.ndindex(h.shape[:3]):
+            for i_, j in np.ndindex(3, 3):
+                row, column = r + i_ - 1, c + j - 1
+                if 0 <= row < h.shape[1] and 0 <= column < h.shape[2]:
+                    out[b, r, c] += h[b, row, column] @ w[i_, j]
+        seen = residual_conv(x, params)[1][f"norm{i}"]
+        np.testing.assert_allclose((seen["mean"], seen["variance"]), (mean, variance), rtol=1e-12, atol=1e-15)
+        h = out
+    np.testing.assert_allclose(residual_conv(x, params)[0], x + h, rtol=1e-12)
 
 
 # The loop over layers of any kind.
@@ -193,7 +289,8 @@ def test_no_layers_give_empty_ys_of_the_right_shapes() -> None:
 @pytest.mark.parametrize("N", [0, 1, 4])
 def test_the_loops_vjp_is_the_transpose_of_its_derivative(N: int, reverse: bool) -> None:
     stack, tangents = (  # of params and init
-        (tree_map(lambda a: a.astype(float), mlp_params(seed, N, 5, 7)), example("mlp", seed)[0]) for seed in (0, 1)
+        (tree_map(lambda a: a.astype(float), layer_params("mlp", seed, N, **SIZES["mlp"])), example("mlp", seed)[0])
+        for seed in (0, 1)
     )
     cotangent, _ = example("mlp", 2)
     outputs, (dparams, dinit, dxs) = run_layers_vjp(mlp, mlp_vjp, *stack, cotangents=(cotangent, None), reverse=reverse)

@@ -7,16 +7,16 @@ import functools
 import numpy as np
 import pytest
 
-from reference.cases import mlp_params
+from reference.cases import layer_params
 from reference.layers import mlp, mlp_vjp
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.dialect import flat, from_numpy, to_numpy, with_arrays
 from tests.trees import assert_trees
 
 N, B, D, F, STEPS, RATE = 3, 4, 8, 16, 20, 0.1
-PARAMS = mlp_params(0, N, D, F)
+PARAMS = layer_params("mlp", 0, N, d=D, f=F)
 X = np.random.default_rng(0).standard_normal((B, D)).astype(np.float32)
-TARGET = run_layers(mlp, mlp_params(1, N, D, F), X)[0]  # another stack is to be imitated
+TARGET = run_layers(mlp, layer_params("mlp", 1, N, d=D, f=F), X)[0]  # another stack is to be imitated
 
 
 def train(step, params, x, target):

@@ -2,10 +2,21 @@
 
 from tf_while.alternatives import ALTERNATIVES
 from tf_while.autodiff import compile_gradient, gradient
+from tf_while.decoding import decode, empty_cache
 from tf_while.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
 from tf_while.graph import UNITS, compile_seconds, graph_size, program_count
-from tf_while.layers import LAYERS
-from tf_while.recipes import cast_params, dropout, gated, layer_keys, locate_nonfinite
+from tf_while.layers import LAYERS, init_layers
+from tf_while.recipes import (
+    cast_params,
+    clip_layers,
+    cycled,
+    dropout,
+    gated,
+    layer_keys,
+    layer_norms,
+    locate_nonfinite,
+    scan_cycle,
+)
 from tf_while.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
 from tf_while.transforms import (
     hvp_layers,
@@ -32,7 +43,14 @@ __all__ = [
     "dropout",
     "cast_params",
     "locate_nonfinite",
+    "cycled",
+    "scan_cycle",
+    "layer_norms",
+    "clip_layers",
+    "empty_cache",
+    "decode",
     "LAYERS",
+    "init_layers",
     "ALTERNATIVES",
     "UNITS",
     "graph_size",

@@ -1,7 +1,8 @@
 """Layers, each a scan body: `layer(carry, params) -> (new_carry, y)`.
 
 Line-parallel with `reference/layers.py` and with the other frameworks' `layers.py`. What frameworks choose differently
-by default (precision, eps, flavours) is explicit in every layer, or said where it is a global switch.
+by default (precision, eps, flavours) is explicit in every layer. Shapes are checked: words in `reference/shapes.py`.
+Source: https://www.tensorflow.org/api_docs/python/tf/einsum (TensorFlow itself has no fused attention)
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from reference import shapes
+from tf_while.edges import as_leaf
+
+# TF32 is a global switch here, on by default on GPUs: tf.config.experimental.enable_tensor_float_32_execution.
+
 
 def dense(carry: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, None]:
     """One dense layer, no activation: `w @ carry`, with carry [d], w [d, d]; no per-layer output."""
-    # TF32 is a global switch here, on by default on GPUs: tf.config.experimental.enable_tensor_float_32_execution.
     return tf.linalg.matvec(w, carry), None  # [d]
 
 
@@ -23,16 +28,165 @@ def mlp(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, None]:
 
     params: norm {scale [d], bias [d]}, up {w [d, f], bias [f]}, down {w [f, d], bias [d]}.
     """
-    norm, up, down = params["norm"], params["up"], params["down"]
-    centred = carry - tf.reduce_mean(carry, -1, keepdims=True)
-    variance = tf.reduce_mean(centred**2, -1, keepdims=True)
-    h = centred * tf.math.rsqrt(variance + EPS) * norm["scale"] + norm["bias"]  # [..., d]
-    h = tf.tensordot(h, up["w"], 1) + up["bias"]  # [..., f]; tf.matmul takes no vectors
+    shapes.check(as_leaf, "mlp", carry, params)
+    h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
+    h = tf.tensordot(h, params["up"]["w"], 1) + params["up"]["bias"]  # [..., f]; tf.matmul takes no vectors
     # gelu in the tanh form. That of tf.nn has a constant rounded to float32 in it, in float64 too.
     h = 0.5 * h * (1 + tf.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h * h * h)))
-    h = tf.tensordot(h, down["w"], 1) + down["bias"]  # [..., d]
+    h = tf.tensordot(h, params["down"]["w"], 1) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
 
-EPS = 1e-5  # of the norm; frameworks' defaults differ
-LAYERS = {"dense": dense, "mlp": mlp}
+def transformer_encoder(carry: dict[str, tf.Tensor], params: dict[str, Any]) -> tuple[dict[str, tf.Tensor], None]:
+    """Post-norm block of BERT: x = norm1(x + attention(x)), then norm2(x + down(gelu(up(x)))); no per-layer output.
+
+    carry: x [B, T, d], mask [B, T] of bool, True where there is a token: others are not attended to.
+    params: query, key, value {w [d, h, e], bias [h, e]}, out {w [h, e, d], bias [d]}, norm1 and norm2 {scale [d],
+        bias [d]}, up {w [d, f], bias [f]}, down {w [f, d], bias [d]}.
+    """
+    shapes.check(as_leaf, "transformer_encoder", carry, params)
+    x, mask = carry["x"], carry["mask"]
+    q, k, v = (_heads(x, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
+    a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
+    x = _layer_norm(x + _merge(a, params["out"]["w"]) + params["out"]["bias"], params["norm1"], EPS_BERT)
+    h = tf.tensordot(x, params["up"]["w"], 1) + params["up"]["bias"]  # [B, T, f]
+    h = 0.5 * h * (1 + tf.math.erf(h / math.sqrt(2)))  # gelu in the exact form
+    h = tf.tensordot(h, params["down"]["w"], 1) + params["down"]["bias"]  # [B, T, d]
+    return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
+
+
+def transformer_decoder(
+    carry: tf.Tensor, params: dict[str, Any], window: tf.Tensor | None = None
+) -> tuple[tf.Tensor, None]:
+    """Pre-norm block: x + attention(norm1(x)), then x + down(silu(gate(h)) * up(h)), h = norm2(x).
+
+    RMS norms, rotary positions, causal attention with g heads of keys and values for h heads of queries: query head i
+    reads head i // (h / g). Nothing has a bias. carry x [B, T, d]; window [], integer: how far back a position sees,
+    itself included; no per-layer output.
+    params: norm1 and norm2 {scale [d]}, query {w [d, h, e]}, key and value {w [d, g, e]}, out {w [h, e, d]}, gate and
+        up {w [d, f]}, down {w [f, d]}.
+    """
+    shapes.check(as_leaf, "transformer_decoder", carry, params)
+    positions = tf.range(tf.shape(carry)[1])
+    q, k, v = queries_keys_values(carry, params, positions)
+    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window)))), None
+
+
+def residual_conv(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, dict[str, Any]]:
+    """Basic block of ResNet v2: x + conv2(relu(norm2(conv1(relu(norm1(x)))))), a zero of padding around each image.
+
+    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages.
+    params: norm1 and norm2 {scale [c], bias [c]}, conv1 and conv2 {w [3, 3, c, c]}.
+    """
+    shapes.check(as_leaf, "residual_conv", carry, params)
+    h, seen1 = _batch_norm(carry, params["norm1"])
+    h = _conv(tf.nn.relu(h), params["conv1"]["w"])
+    h, seen2 = _batch_norm(h, params["norm2"])
+    h = _conv(tf.nn.relu(h), params["conv2"]["w"])
+    return carry + h, {"norm1": seen1, "norm2": seen2}
+
+
+LAYERS = {
+    "dense": dense,
+    "mlp": mlp,
+    "transformer_encoder": transformer_encoder,
+    "transformer_decoder": transformer_decoder,
+    "residual_conv": residual_conv,
+}
+
+# Constants for which frameworks have other defaults.
+EPS = 1e-5  # of norms
+EPS_BERT = 1e-12  # of the norms of transformer_encoder
+BASE = 10_000.0  # of rotary positions
+
+
+def init_layers(layer: str, seed: int, num_layers: int, dtype: str = "float32", **sizes: int) -> Any:
+    """Stacked params of that layer: equal to num_layers inits with the seeds of `stateless_split`.
+
+    sizes: of the symbols in `reference/shapes.py`, as d=64, f=256. Weights are normal with a standard deviation of
+    fan-in ** -0.5, scales 1, biases 0."""
+    keys = tf.random.split([seed, 0], num_layers)  # [N, 2]
+    layers = [init_layer(layer, key, dtype, **sizes) for key in keys]
+    return tf.nest.map_structure(lambda *arrays: tf.stack(arrays), *layers)
+
+
+def init_layer(layer: str, key: tf.Tensor, dtype: str = "float32", **sizes: int) -> Any:
+    """Params of one layer."""
+    keys = iter(tf.random.split(key, 16))  # no layer has as many arrays
+
+    def normal(shape: tuple[int, ...], scale: float) -> tf.Tensor:
+        return scale * tf.random.stateless_normal(shape, next(keys), dtype=dtype)
+
+    return shapes.first_values(layer, sizes, normal, lambda shape, value: tf.fill(shape, tf.cast(value, dtype)))
+
+
+def queries_keys_values(x: tf.Tensor, params: dict[str, Any], positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
+    n = _rms_norm(x, params["norm1"])
+    q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
+    return q, k, _heads(n, params["value"]["w"])
+
+
+def finish(x: tf.Tensor, params: dict[str, Any], a: tf.Tensor) -> tf.Tensor:
+    """What transformer_decoder makes of its attention a [B, T, h, e]."""
+    x = x + _merge(a, params["out"]["w"])  # [B, T, d]
+    n = _rms_norm(x, params["norm2"])
+    gate, up = (tf.tensordot(n, params[name]["w"], 1) for name in ("gate", "up"))  # [B, T, f]
+    return x + tf.tensordot(gate * tf.sigmoid(gate) * up, params["down"]["w"], 1)
+
+
+def causal(of: tf.Tensor, sees: tf.Tensor, window: tf.Tensor | None = None) -> tf.Tensor:
+    """Which of the positions `sees` [S] each position `of` [T] attends to."""
+    back = of[:, None] - sees
+    return (back >= 0) if window is None else (back >= 0) & (back < window)
+
+
+def attend(q: tf.Tensor, *parts: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """softmax(q k / sqrt(e)) v, with q [B, T, h, e], over all parts: k and v [B, S, g, e], mask [..., T, S]."""
+    B, T, h, e = (tf.shape(q)[i] if size is None else size for i, size in enumerate(q.shape))
+    q = tf.reshape(q, [B, T, parts[0][0].shape[2], -1, e]) * e**-0.5  # [B, T, g, h / g, e]
+    scores = [tf.einsum("btgre,bsge->bgrts", q, k) for k, _, _ in parts]
+    scores = [tf.where(mask, s, s.dtype.min) for s, (_, _, mask) in zip(scores, parts, strict=True)]
+    weights = tf.split(tf.nn.softmax(tf.concat(scores, -1)), [s.shape[-1] for s in scores], -1)
+    pairs = zip(weights, parts, strict=True)
+    a = tf.add_n([tf.einsum("bgrts,bsge->btgre", w, v) for w, (_, v, _) in pairs])
+    return tf.reshape(a, [B, T, h, e])
+
+
+def _heads(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    return tf.einsum("btd,dhe->bthe", x, w)
+
+
+def _merge(a: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    return tf.einsum("bthe,hed->btd", a, w)
+
+
+def _rotate(q: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Rotary positions: the pairs (q[i], q[i + e/2]) turned by positions * BASE ** (-2 i / e)."""
+    half = q.shape[-1] // 2
+    frequencies = BASE ** (-tf.range(half, dtype=q.dtype) / half)
+    angles = tf.cast(positions, q.dtype)[:, None] * frequencies  # [T, e/2]
+    cos, sin = (f(angles)[:, None, :] for f in (tf.cos, tf.sin))
+    a, b = q[..., :half], q[..., half:]
+    return tf.concat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _layer_norm(x: tf.Tensor, params: dict[str, tf.Tensor], eps: float) -> tf.Tensor:
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    variance = tf.reduce_mean(centred**2, -1, keepdims=True)
+    return centred * tf.math.rsqrt(variance + eps) * params["scale"] + params["bias"]
+
+
+def _rms_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tf.Tensor:
+    return x * tf.math.rsqrt(tf.reduce_mean(x**2, -1, keepdims=True) + EPS) * params["scale"]
+
+
+def _batch_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    mean = tf.reduce_mean(x, (0, 1, 2))
+    variance = tf.reduce_mean((x - mean) ** 2, (0, 1, 2))
+    normed = (x - mean) * tf.math.rsqrt(variance + EPS) * params["scale"] + params["bias"]
+    return normed, {"mean": mean, "variance": variance}
+
+
+def _conv(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    return tf.nn.conv2d(x, w, 1, [[0, 0], [1, 1], [1, 1], [0, 0]])

@@ -7,12 +7,13 @@ Source: https://www.tensorflow.org/guide/random_numbers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_while.stack import scan_layers
-from tf_while.trees import Layer, flatten, floats, is_float
+from tf_while.trees import Layer, flatten, floats, is_float, map_arrays
 
 
 def gated(layer: Layer) -> Layer:
@@ -75,3 +76,58 @@ def locate_nonfinite(
     order = tf.reverse(finite, [0]) if reverse else finite
     first = tf.argmin(tf.cast(order, tf.int32), output_type=tf.int32) if order.shape[0] != 0 else 0
     return tf.where(tf.reduce_all(finite), -1, tf.size(order) - 1 - first if reverse else first)
+
+
+def cycled(*layers: Layer) -> Layer:
+    """Layers of several kinds as one, whose params and y are tuples, one for each; xs too where there are xs."""
+
+    def step(carry: Any, params: tuple[Any, ...], x: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        ys = []
+        for i, layer in enumerate(layers):
+            carry, y = layer(carry, params[i]) if x is None else layer(carry, params[i], x[i])
+            ys.append(y)
+        return carry, tuple(ys)
+
+    return step
+
+
+def scan_cycle(
+    cycle: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    prefix: Sequence[tuple[Layer, Any]] = (),
+    suffix: Sequence[tuple[Layer, Any]] = (),
+    **options: Any,
+) -> tuple[Any, tuple[list[Any], Any, list[Any]]]:
+    """A stack that is not the same all the way: `scan_layers(cycle, ...)` between single layers.
+
+    cycle: one layer, or `cycled(...)` of those that come in turn. prefix, suffix: (layer, params) of the layers before
+    it, and of those after it that make no whole cycle: they are in the graph one by one, the cycles once.
+    Returns (carry, (ys of the prefix, ys of scan_layers, ys of the suffix))."""
+    before, after = [], []
+    carry = init
+    for layer, params in prefix:
+        carry, y = layer(carry, params)
+        before.append(y)
+    carry, ys = scan_layers(cycle, stacked_params, carry, xs, **options)
+    for layer, params in suffix:
+        carry, y = layer(carry, params)
+        after.append(y)
+    return carry, (before, ys, after)
+
+
+def layer_norms(stacked: Any) -> tf.Tensor:
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
+    arrays = floats(flatten(stacked)[0])
+    return tf.sqrt(tf.add_n([tf.reduce_sum(tf.reshape(a, [tf.shape(a)[0], -1]) ** 2, 1) for a in arrays]))
+
+
+def clip_layers(gradients: Any, max_norm: float) -> Any:
+    """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
+    factors = tf.minimum(max_norm / tf.maximum(layer_norms(gradients), TINY), 1)  # [N]
+    return map_arrays(lambda g: g * tf.cast(tf.reshape(factors, [-1, *[1] * (g.shape.rank - 1)]), g.dtype), gradients)
+
+
+TINY = 1e-30  # a layer without a gradient has no factor

@@ -2,10 +2,21 @@
 
 from torch_compile.alternatives import ALTERNATIVES
 from torch_compile.autodiff import compile_gradient, gradient
+from torch_compile.decoding import decode, empty_cache
 from torch_compile.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
 from torch_compile.graph import UNITS, compile_seconds, graph_size, program_count
-from torch_compile.layers import LAYERS
-from torch_compile.recipes import cast_params, dropout, gated, layer_keys, locate_nonfinite
+from torch_compile.layers import LAYERS, init_layers
+from torch_compile.recipes import (
+    cast_params,
+    clip_layers,
+    cycled,
+    dropout,
+    gated,
+    layer_keys,
+    layer_norms,
+    locate_nonfinite,
+    scan_cycle,
+)
 from torch_compile.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
 from torch_compile.transforms import (
     hvp_layers,
@@ -32,7 +43,14 @@ __all__ = [
     "dropout",
     "cast_params",
     "locate_nonfinite",
+    "cycled",
+    "scan_cycle",
+    "layer_norms",
+    "clip_layers",
+    "empty_cache",
+    "decode",
     "LAYERS",
+    "init_layers",
     "ALTERNATIVES",
     "UNITS",
     "graph_size",

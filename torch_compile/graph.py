@@ -49,10 +49,10 @@ def graph_size(
     def inner(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
         lowered.append(_nodes(graph))
         results = graph.graph.output_node().args[0]
-        built = contextlib.nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", _unbuilt)
+        built = contextlib.nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", lambda *_: None)
         with built:
             program = compile_fx_inner(graph, inputs, **options)
-        code.append(program.source_code)  # type: ignore[union-attr]
+        code.append(program.source_code)  # type: ignore[attr-defined]
         # what is not built is not run: results of the right shape are enough to get at the backward graph
         return program if memory else make_boxed_func(lambda *_: [_empty(node) for node in results])  # type: ignore
 
@@ -71,10 +71,6 @@ def graph_size(
         "loops": sum(text.count("while should_loop:") for text in code),
     }
     return counts | {"temp_bytes": _temp_bytes(lambda: _run(program, args, cotangent))} if memory else counts
-
-
-def _unbuilt(*_: Any) -> None:
-    """In the place of a kernel that is written but not built."""
 
 
 def compile_seconds(apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None) -> float:

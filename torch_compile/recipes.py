@@ -7,9 +7,11 @@ Source: https://docs.pytorch.org/docs/2.13/generated/torch.Generator.html
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from torch_compile.edges import cached
 from torch_compile.loops import Layer
@@ -79,3 +81,59 @@ def _is_finite(layer: Layer) -> Layer:
         return new_carry, torch.stack([torch.isfinite(a).all() for a in floats]).all()
 
     return step
+
+
+@cached
+def cycled(*layers: Layer) -> Layer:
+    """Layers of several kinds as one, whose params and y are tuples, one for each; xs too where there are xs."""
+
+    def step(carry: Any, params: tuple[Any, ...], x: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        ys = []
+        for i, layer in enumerate(layers):
+            carry, y = layer(carry, params[i]) if x is None else layer(carry, params[i], x[i])
+            ys.append(y)
+        return carry, tuple(ys)
+
+    return step
+
+
+def scan_cycle(
+    cycle: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any = None,
+    *,
+    prefix: Sequence[tuple[Layer, Any]] = (),
+    suffix: Sequence[tuple[Layer, Any]] = (),
+    **options: Any,
+) -> tuple[Any, tuple[list[Any], Any, list[Any]]]:
+    """A stack that is not the same all the way: `scan_layers(cycle, ...)` between single layers.
+
+    cycle: one layer, or `cycled(...)` of those that come in turn. prefix, suffix: (layer, params) of the layers before
+    it, and of those after it that make no whole cycle: they are in the graph one by one, the cycles once.
+    Returns (carry, (ys of the prefix, ys of scan_layers, ys of the suffix))."""
+    before, after = [], []
+    carry = init
+    for layer, params in prefix:
+        carry, y = layer(carry, params)
+        before.append(y)
+    carry, ys = scan_layers(cycle, stacked_params, carry, xs, **options)
+    for layer, params in suffix:
+        carry, y = layer(carry, params)
+        after.append(y)
+    return carry, (before, ys, after)
+
+
+def layer_norms(stacked: Any) -> torch.Tensor:
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
+    arrays = [a for a in pytree.tree_leaves(stacked) if a is not None and a.is_floating_point()]
+    return torch.sqrt(sum((a.flatten(1) ** 2).sum(1) for a in arrays))
+
+
+def clip_layers(gradients: Any, max_norm: float) -> Any:
+    """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
+    factors = (max_norm / layer_norms(gradients).clamp(min=TINY)).clamp(max=1)  # [N]
+    return map_arrays(lambda g: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype), gradients)
+
+
+TINY = 1e-30  # a layer without a gradient has no factor

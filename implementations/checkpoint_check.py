@@ -1,0 +1,187 @@
+"""A trained network as one scan: all-MiniLM-L6-v2 on real sentences, and the size of its program at 6 and 48 layers.
+
+What is right is NumPy in float64, each sentence on its own; what an implementation gets is one padded batch, so that a
+mask that lets padding through shows. Compared are the hidden states after every layer, of tokens only: what stands in
+the padding is read by nobody. Nothing here judges: `implementations/summary.py` does.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from implementations import minilm
+from implementations.interface import Implementation, Tree
+from implementations.sentences import PAIRS, SENTENCES
+from reference.error_bound import FLOOR, MULTIPLE, ulps
+from reference.layers import Array, transformer_encoder
+from reference.stack import run_layers, tree_map
+
+LAYER = "transformer_encoder"
+COSINE = 0.999999  # of an embedding with that of the reference, at least
+DEPTHS = (6, 48)  # the six layers, and the six layers eight times over
+# Of the counted programs. The masks of six layers are 1536 elements: of less, TensorFlow may make a constant.
+B, T = 4, 64
+
+
+class Right(NamedTuple):
+    """What is right for some sentences, and how far NumPy is from it in float32."""
+
+    x: Array  # [B, T, d] float32, what goes into the first layer
+    mask: Array  # [B, T]
+    hidden: Array  # [N, tokens, d] float64, after each layer, the tokens of one sentence after those of another
+    numpy_ulps: tuple[float, ...]  # of each layer
+    embeddings: Array  # [B, d] float64
+
+
+@functools.cache
+def right(sentences: tuple[str, ...] = SENTENCES) -> Right:
+    tokens = minilm.tokenize(sentences)
+    x = minilm.embed_tokens(tokens.ids)
+    exact, near = (reference(x, tokens.mask, dtype) for dtype in (np.float64, np.float32))
+    padded = np.zeros(x.shape)
+    padded[tokens.mask] = exact[-1]
+    far = tuple(ulps(*pair) for pair in zip(exact, near, strict=True))
+    return Right(x, tokens.mask, exact, far, minilm.pool(padded, tokens.mask))
+
+
+def reference(x: Array, mask: Array, dtype: Any = np.float64) -> Array:
+    """The hidden states [N, tokens, d] by NumPy: each sentence alone, so that there is nothing to mask."""
+    params = tree_map(lambda array: array.astype(dtype), minilm.load().params)
+    states = []
+    for row, kept in zip(x, mask, strict=True):
+        carry = {"x": row[None, kept].astype(dtype), "mask": kept[None, kept]}
+        states.append(run_layers(showing(transformer_encoder), params, carry)[1][:, 0])  # [N, tokens of this one, d]
+    return np.concatenate(states, 1)
+
+
+def showing(layer: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
+    """The layer with its hidden state as y, so that a stack returns those of all layers."""
+
+    def shows(carry: Tree, params: Tree) -> tuple[Tree, Tree]:
+        new_carry, _ = layer(carry, params)
+        return new_carry, new_carry["x"]
+
+    return shows
+
+
+def hidden_states(implementation: Implementation) -> Callable[[Array, Array], Array]:
+    """(x [B, T, d], mask [B, T]) -> hidden states [N, B, T, d]: NumPy in and out, one compiled scan between them."""
+    layer = showing(implementation.LAYERS[LAYER])
+
+    def stack(params: Tree, x: Any, mask: Any) -> Any:
+        return implementation.scan_layers(layer, params, {"x": x, "mask": mask})[1]
+
+    program = implementation.compile(stack)
+    params = tree_map(implementation.from_numpy, minilm.load().params)
+
+    def run(x: Array, mask: Array) -> Array:
+        states = program(params, *(implementation.from_numpy(array) for array in (x, mask)))
+        array: Array = implementation.to_numpy(implementation.wait(states))
+        return array
+
+    return run
+
+
+def compare(
+    hidden: Array, sentences: tuple[str, ...] = SENTENCES, pairs: Sequence[tuple[int, int]] = PAIRS
+) -> dict[str, Any]:
+    """Hidden states [N, B, T, d] in float32, and the embeddings made of them, beside what is right.
+
+    Errors are in ulps of the largest number of a layer, for which `reference/error_bound.py` says what is allowed.
+    """
+    known = right(sentences)
+    N, shape = len(known.hidden), known.x.shape
+    if hidden.shape != (N, *shape) or hidden.dtype != np.float32:
+        raise ValueError(f"hidden states: expected float32{[N, *shape]}, got {hidden.dtype}{[*hidden.shape]}")
+    layers = [
+        {
+            "layer": i,
+            "ulps": ulps(known.hidden[i], hidden[i][known.mask]),
+            "numpy_ulps": known.numpy_ulps[i],
+            "allowed": max(MULTIPLE * known.numpy_ulps[i], FLOOR),
+        }
+        for i in range(N)
+    ]
+    embeddings = minilm.pool(hidden[-1].astype(np.float64), known.mask)
+    return {
+        "hidden": layers,
+        "embeddings": {
+            "difference": float(abs(embeddings - known.embeddings).max()),
+            "cosine": float((embeddings * known.embeddings).sum(-1).min()),
+            "allowed": COSINE,
+        },
+        "pairs": [
+            {
+                "one": sentences[i],
+                "other": sentences[j],
+                "similarity": float(embeddings[i] @ embeddings[j]),
+                "reference": float(known.embeddings[i] @ known.embeddings[j]),
+            }
+            for i, j in pairs
+        ],
+    }
+
+
+def flat_params(implementation: Implementation, N: int) -> list[Any]:
+    """The arrays of N layers, the six of the checkpoint over and over, one after the other."""
+    flat: list[Any] = []
+    tree_map(lambda array: flat.append(implementation.from_numpy(array)), minilm.repeated(minilm.load().params, N))
+    return flat
+
+
+def size(implementation: Implementation, flat: Sequence[Any], form: str, gradient: bool) -> dict[str, int]:
+    """The graph size of the stack of those `flat_params`: from x to the last hidden state, forward or gradient."""
+    layer, params = implementation.LAYERS[LAYER], minilm.load().params
+    layers: Any = implementation.scan_layers if form == "rolled" else implementation.unroll_layers
+
+    def apply(*arrays: Any) -> Any:
+        *parts, x, kept = arrays  # all of floating point: the gradient program differentiates along each
+        rest = iter(parts)
+        return layers(layer, tree_map(lambda _: next(rest), params), {"x": x, "mask": kept > 0})[0]["x"]
+
+    x, kept = (implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((B, T, minilm.WIDTH), (B, T)))
+    return implementation.graph_size(apply, *flat, x, kept, cotangent=x if gradient else None, memory=False)
+
+
+def check(implementation: Implementation, gradients: bool, step: Callable[[str], None]) -> dict[str, Any]:
+    """The block "checkpoint" of one implementation; without the package that holds the model, why there is none."""
+    start = time.perf_counter()
+    step(f"{minilm.NAME}, {len(SENTENCES)} sentences")
+    try:
+        known = right()
+    except ModuleNotFoundError as error:
+        reason, _, install = str(error).partition(": ")
+        return {"status": "not run", "reason": reason, "install": install}
+    compared = compare(hidden_states(implementation)(known.x, known.mask))
+    counted = []
+    for N in DEPTHS:
+        flat = flat_params(implementation, N)
+        for form, gradient in programs(N, gradients):
+            step(f"{minilm.NAME}, {form} N={N}" + (" gradient" if gradient else ""))
+            at = {"form": form, "N": N, "gradient": gradient}
+            counted.append(at | size(implementation, flat, form, gradient))
+    return {
+        "status": "ok",
+        "model": minilm.NAME,
+        "sentences": len(SENTENCES),
+        "tokens": int(known.mask.sum()),
+        **compared,
+        "sizes": counted,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def programs(N: int, gradients: bool) -> list[tuple[str, bool]]:
+    """(form, gradient) of what is counted at depth N: of the unrolled twin only the six layers."""
+    rolled = [("rolled", gradient) for gradient in (False, True)[: 1 + gradients]]
+    return rolled + ([("unrolled", False)] if N == DEPTHS[0] else [])
+
+
+def steps(gradients: bool) -> int:
+    """How many steps `check` tells of."""
+    return 1 + sum(len(programs(N, gradients)) for N in DEPTHS)

@@ -1,0 +1,534 @@
+"""Layers to stacked parameters and back, in memory: bytes, structure, order, and the words of every error."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from implementations import checkpoint
+from reference.arguments import leaves
+from tests.checkpoints import DTYPES, as_bytes, random_array, stacked_bytes, stacks_of
+from tests.checkpoints import checkpoint as some_checkpoint
+
+# Any: they are also called in ways that their types forbid.
+stack_params: Any = checkpoint.stack_params
+unstack_params: Any = checkpoint.unstack_params
+stack_names: Any = checkpoint.stack_names
+unstack_names: Any = checkpoint.unstack_names
+
+PREFIXES = ("encoder.layer", "decoder.layer")
+
+
+class Pair(NamedTuple):
+    w: Any
+    b: Any
+
+
+def shape_of(tree):
+    """The tree with dtype, shape and bytes in the place of arrays: equal where trees are the same."""
+    if isinstance(tree, dict):
+        return {key: shape_of(item) for key, item in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree).__name__, [shape_of(item) for item in tree]
+    return None if tree is None else as_bytes(tree)
+
+
+# Trees
+
+
+def layer(random):
+    return {
+        "attention": (
+            random_array(random, (2, 3), DTYPES[0]),
+            [random_array(random, (3,), np.dtype(ml_dtypes.bfloat16))],
+        ),
+        "pair": Pair(random_array(random, (), np.dtype("int64")), None),
+        "scale": random_array(random, (), np.dtype("float64")),
+        3: random_array(random, (2, 0), np.dtype("bool")),
+    }
+
+
+def test_trees_there_and_back():
+    random = np.random.default_rng(0)
+    trees = [layer(random) for _ in range(12)]
+    stacked = stack_params(trees)
+    assert stacked["attention"][0].shape == (12, 2, 3)
+    assert stacked["scale"].shape == (12,)  # of shape () in a layer
+    assert isinstance(stacked["pair"], Pair)
+    assert stacked["pair"].b is None
+    for path, array in leaves("", stacked):
+        alone = [dict(leaves("", tree))[path] for tree in trees]
+        assert as_bytes(array) == stacked_bytes(alone, 0), path
+    assert [shape_of(tree) for tree in unstack_params(stacked)] == [shape_of(tree) for tree in trees]
+
+
+def test_the_example_of_the_docstring():
+    trees = [{"w": np.eye(2)}, {"w": np.eye(2)[::-1]}]
+    assert stack_params(trees)["w"].tolist() == [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+    assert stack_params(trees, axis=1)["w"].shape == (2, 2, 2)
+    assert stack_names({"h.0.w": np.eye(2), "h.1.w": np.eye(2)[::-1]})["h.w"].tolist() == [
+        [[1, 0], [0, 1]],
+        [[0, 1], [1, 0]],
+    ]
+
+
+arrays = st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple), st.sampled_from(DTYPES))
+trees = st.recursive(
+    arrays | st.none(),
+    lambda parts: (
+        st.dictionaries(st.sampled_from(["w", "b", 1, "1"]), parts, max_size=3)
+        | st.lists(parts, max_size=3)
+        | st.lists(parts, max_size=3).map(tuple)
+        | st.tuples(parts, parts).map(lambda pair: Pair(*pair))
+    ),
+    max_leaves=6,
+)
+
+
+def filled(tree, random):
+    if isinstance(tree, dict):
+        return {key: filled(item, random) for key, item in tree.items()}
+    if isinstance(tree, tuple) and len(tree) == 2 and isinstance(tree[1], np.dtype):
+        return random_array(random, *tree)
+    if isinstance(tree, Pair):
+        return Pair(*(filled(item, random) for item in tree))
+    return None if tree is None else type(tree)(filled(item, random) for item in tree)
+
+
+@given(trees, st.integers(1, 12), st.integers(-2, 1), st.integers(0, 99))
+def test_any_tree_there_and_back(tree, num_layers, axis, seed):
+    random = np.random.default_rng(seed)
+    layers = [filled(tree, random) for _ in range(num_layers)]
+    if not list(leaves("", layers[0])):
+        with pytest.raises(ValueError, match=r"^layer 0: expected at least one array, got none$"):
+            stack_params(layers, axis)
+        return
+    stacked = stack_params(layers, axis)
+    for (path, array), *alone in zip(leaves("", stacked), *(leaves("", one) for one in layers), strict=True):
+        assert as_bytes(array) == stacked_bytes([one for _, one in alone], axis), path
+    assert [shape_of(one) for one in unstack_params(stacked, axis)] == [shape_of(one) for one in layers]
+
+
+def test_unstacking_makes_views_and_stacking_does_not():
+    stacked = {"w": np.zeros((3, 2, 2)), "b": np.zeros(3)}
+    layers = unstack_params(stacked)
+    assert all(np.shares_memory(one["w"], stacked["w"]) and np.shares_memory(one["b"], stacked["b"]) for one in layers)
+    again = stack_params(layers)
+    assert not np.shares_memory(again["w"], stacked["w"])
+
+
+def test_no_layers_unstack_to_no_trees():
+    assert unstack_params({"w": np.zeros((0, 2))}) == []
+
+
+def test_a_stack_is_held_once():
+    """A copy of a layer or of the list would be at least one layer more, 1/8 of it."""
+    layers: list[Any] = [{"w": np.ones(1 << 17), "b": np.ones(1 << 17, np.float32)} for _ in range(8)]
+    size = 8 * (layers[0]["w"].nbytes + layers[0]["b"].nbytes)
+    tracemalloc.start()
+    try:
+        stack_params(layers, axis=1)
+        assert size <= tracemalloc.get_traced_memory()[1] < 1.05 * size
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_may_differ_between_layers():
+    """The order of keys, NumPy's scalars for arrays of shape (), the layout in memory."""
+    a: Any = {"w": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "s": np.float32(1)}
+    b: Any = {"s": np.array(2, np.float32), "w": np.arange(12.0).reshape(2, 6)[:, ::2]}
+    stacked = stack_params([a, b])
+    assert list(stacked) == ["w", "s"]
+    np.testing.assert_array_equal(stacked["w"], np.stack([a["w"], b["w"]]))
+    assert stacked["s"].tolist() == [1, 2]
+
+
+def zeros(*shape, dtype="float32"):
+    return np.zeros(shape, dtype)
+
+
+W = {"w": zeros(4)}
+TREE_ERRORS = {
+    "no list": (lambda: stack_params(W), TypeError, "trees: expected a list of trees, one a layer, got dict"),
+    "no layer": (lambda: stack_params([]), ValueError, "trees: expected at least one layer, got none"),
+    "no array": (lambda: stack_params([{}, {}]), ValueError, "layer 0: expected at least one array, got none"),
+    "missing key": (
+        lambda: stack_params([{"a": W, "b": W}, {"a": W, "b": W}, {"a": W}]),
+        TypeError,
+        "layer 2['b']['w']: expected float32[4] (that of layer 0), got no array",
+    ),
+    "extra key": (
+        lambda: stack_params([W, W | {"b": zeros(2)}]),
+        TypeError,
+        "layer 1['b']: expected no array (that of layer 0), got float32[2]",
+    ),
+    "None": (
+        lambda: stack_params([W, {"w": None}]),
+        TypeError,
+        "layer 1['w']: expected float32[4] (that of layer 0), got no array",
+    ),
+    "other container": (
+        lambda: stack_params([(zeros(4), zeros(4)), [zeros(4), zeros(4)]]),
+        TypeError,
+        "layer 1: expected (*, *) (that of layer 0), got [*, *]",
+    ),
+    "empty container": (
+        lambda: stack_params([W | {"b": ()}, W | {"b": []}]),
+        TypeError,
+        "layer 1: expected {'b': (), 'w': *} (that of layer 0), got {'b': [], 'w': *}",
+    ),
+    "named tuple": (
+        lambda: stack_params([{"a": Pair(zeros(4), zeros(4))}, {"a": (zeros(4), zeros(4))}]),
+        TypeError,
+        "layer 1['a']: expected Pair (that of layer 0), got tuple",
+    ),
+    "ordered dict": (
+        lambda: stack_params([W, OrderedDict(W)]),
+        TypeError,
+        "layer 1: expected dict (that of layer 0), got OrderedDict",
+    ),
+    "shape": (
+        lambda: stack_params([[W], [W], [{"w": zeros(8)}]]),
+        ValueError,
+        "layer 2[0]['w']: expected float32[4] (that of layer 0), got float32[8]",
+    ),
+    "shape that would broadcast": (
+        lambda: stack_params([W, {"w": zeros(1)}]),
+        ValueError,
+        "layer 1['w']: expected float32[4] (that of layer 0), got float32[1]",
+    ),
+    "dtype": (
+        lambda: stack_params([W, {"w": zeros(4, dtype=ml_dtypes.bfloat16)}]),
+        TypeError,
+        "layer 1['w']: expected float32[4] (that of layer 0), got bfloat16[4]",
+    ),
+    "byte order": (
+        lambda: stack_params([W, {"w": zeros(4, dtype=">f4")}]),
+        TypeError,
+        "layer 1['w']: expected float32[4] (that of layer 0), got >f4[4]",
+    ),
+    "float": (lambda: stack_params([W, {"w": 1.0}]), TypeError, "layer 1['w']: expected a NumPy array, got float"),
+    "masked": (
+        lambda: stack_params([{"w": np.ma.masked_array([1.0, 2.0], [True, False])}]),
+        TypeError,
+        "layer 0['w']: expected a NumPy array, got numpy.ma.MaskedArray",
+    ),
+    "objects": (
+        lambda: stack_params([{"w": np.array([None])}]),
+        TypeError,
+        "layer 0['w']: expected a NumPy array, got one of objects",
+    ),
+    "axis": (
+        lambda: stack_params([{"b": zeros(3)}], axis=2),
+        ValueError,
+        "axis: expected -2 to 1 (for layer 0['b'] of shape (3,)), got 2",
+    ),
+    "axis below": (
+        lambda: stack_params([{"b": zeros(3)}], axis=-3),
+        ValueError,
+        "axis: expected -2 to 1 (for layer 0['b'] of shape (3,)), got -3",
+    ),
+    "axis no int": (lambda: stack_params([W], axis=True), TypeError, "axis: expected an int, got True"),
+    "leading axes": (
+        lambda: unstack_params({"b": zeros(3), "w": zeros(4, 4)}),
+        ValueError,
+        "stacked_params['w']: expected 3 layers along axis 0 (that of stacked_params['b']), got 4",
+    ),
+    "no leading axis": (
+        lambda: unstack_params([zeros()]),
+        ValueError,
+        "stacked_params[0]: expected an axis 0 of layers, got shape ()",
+    ),
+    "no axis": (
+        lambda: unstack_params({"w": zeros(3, 3), "z": zeros(3)}, axis=-2),
+        ValueError,
+        "stacked_params['z']: expected an axis -2 of layers, got shape (3,)",
+    ),
+    "nothing": (lambda: unstack_params({}), ValueError, "stacked_params: expected at least one array, got none"),
+    "list": (
+        lambda: unstack_params({"w": "abc"}),
+        TypeError,
+        "stacked_params['w']: expected a NumPy array, got str",
+    ),
+    "unstack axis": (lambda: unstack_params(W, axis=1.0), TypeError, "axis: expected an int, got 1.0"),
+}
+
+
+@pytest.mark.parametrize("case", TREE_ERRORS)
+def test_trees_that_do_not_fit(case):
+    call, kind, message = TREE_ERRORS[case]
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+# Names
+
+
+def assert_stacks(axis=0):
+    """`stack_names` does to twelve layers of every dtype, and `unstack_names` undoes, what bytes alone say."""
+    shapes = ((2,), (3,), (2, 3), (4, 2, 3)) if axis else ((), (3,), (2, 3), (4, 2, 3))
+    tensors = some_checkpoint(shapes=shapes)
+    stacked = stack_names(tensors, axis=axis)
+    assert {name: as_bytes(array) for name, array in stacked.items()} == stacks_of(tensors, PREFIXES, axis)
+    back = unstack_names(stacked, PREFIXES, axis)
+    assert {name: as_bytes(array) for name, array in back.items()} == {n: as_bytes(a) for n, a in tensors.items()}
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_names_there_and_back(axis):
+    assert_stacks(axis)
+
+
+def by_name(members):
+    return sorted(members)  # 0, 1, 10, 11, 2
+
+
+def dropped(members):
+    return members[:-1]
+
+
+def repeated(members):
+    return [*members[:-1], members[0]]
+
+
+@pytest.mark.parametrize("mutant", [by_name, dropped, repeated])
+@pytest.mark.parametrize("plan", ["stack_plan", "unstack_plan"])
+def test_layers_in_a_wrong_order_are_seen(plan, mutant, monkeypatch):
+    right = getattr(checkpoint, plan)
+
+    def wrong(*arguments):
+        made = right(*arguments)
+        return made._replace(members={name: mutant(members) for name, members in made.members.items()})
+
+    monkeypatch.setattr(checkpoint, plan, wrong)
+    with pytest.raises(AssertionError):
+        assert_stacks()
+
+
+LOSSY = ("float64", "bfloat16", "float8_e5m2", "int32", "uint32", "int64", "uint64")  # of the others float32 holds all
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+@pytest.mark.parametrize("dtype", LOSSY)
+def test_a_cast_through_float32_is_seen(dtype, monkeypatch):
+    right = checkpoint._fill
+
+    def through_float32(arrays, axis):
+        made = right(arrays, axis)
+        return made.astype(np.float32).astype(made.dtype) if made.dtype == dtype else made
+
+    monkeypatch.setattr(checkpoint, "_fill", through_float32)
+    with pytest.raises(AssertionError):
+        assert_stacks()
+
+
+def test_names_without_an_index_are_the_arrays_they_were():
+    tensors = {"embed.w": zeros(2), "h.0.w": zeros(2), "h.1.w": zeros(2), "h.norm": zeros(2), "v1.w": zeros(2)}
+    stacked = stack_names(tensors)
+    assert list(stacked) == ["embed.w", "h.w", "h.norm", "v1.w"]
+    assert all(stacked[name] is tensors[name] for name in ("embed.w", "h.norm", "v1.w"))
+    back = unstack_names(stacked, ["h"], keep=["h.norm"])
+    assert sorted(back) == sorted(tensors)
+    assert np.shares_memory(back["h.1.w"], stacked["h.w"])
+
+
+@pytest.mark.parametrize(
+    ("names", "prefixes", "expected"),
+    [
+        (["0.w", "1.w", "norm"], None, {"w": ["0.w", "1.w"], "norm": None}),
+        (["ws.0", "ws.1"], None, {"ws": ["ws.0", "ws.1"]}),
+        (["a.0.b.0.w", "a.0.b.1.w"], None, {"a.b.0.w": ["a.0.b.0.w"], "a.b.1.w": ["a.0.b.1.w"]}),
+        (["a.0.b.0.w", "a.0.b.1.w"], ["a.0.b"], {"a.0.b.w": ["a.0.b.0.w", "a.0.b.1.w"]}),
+        (["a.0.w", "b.0.w"], ["b"], {"a.0.w": None, "b.w": ["b.0.w"]}),
+        (["ab.0.w", "a.0.w"], ["a"], {"ab.0.w": None, "a.w": ["a.0.w"]}),
+        # no index: not as Python writes one, or the part before or after it is empty
+        *(([name], None, {name: None}) for name in ("h.00.w", "h.-1.w", "h.1a.w", "h.²", "h..w", "h.0.", ".0.w", "")),
+        (["h.0..w"], None, {"h..w": ["h.0..w"]}),
+        (["h.0.w\nx"], None, {"h.w\nx": ["h.0.w\nx"]}),
+    ],
+)
+def test_what_is_a_stack(names, prefixes, expected):
+    """Name -> its layers, or None where it is in no stack."""
+    tensors = {name: np.full(2, i) for i, name in enumerate(names)}
+    stacked = stack_names(tensors, prefixes)
+    assert stacked.keys() == expected.keys()
+    for name, members in expected.items():
+        rows = [tensors[member].tolist() for member in members or [name]]
+        assert stacked[name].tolist() == (rows if members else rows[0])
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["h", "encoder.layer", "encoder.layer.7.x", "x..y", ""]),
+        st.tuples(
+            st.integers(1, 12),
+            st.sets(st.sampled_from(["w", "mlp.0.b", "3", "z.", ""]), min_size=1),
+        ),
+    ),
+    st.sets(st.sampled_from(["head", "h.norm", "encoder.norm", "encoder.layer", "h.01.w"])),
+    st.integers(-2, 1),
+    st.integers(0, 99),
+)
+def test_any_names_there_and_back(stacks, others, axis, seed):
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for prefix, (num_layers, rests) in stacks.items():
+        for rest in sorted(rests):
+            shape, dtype = tuple(random.integers(0, 3, 1 + random.integers(3))), DTYPES[random.integers(len(DTYPES))]
+            for i in random.permutation(num_layers):
+                name = ".".join(part for part in (prefix, str(i), rest) if part)
+                tensors[name] = random_array(random, shape, dtype)
+    tensors |= {name: random_array(random, (2,), DTYPES[0]) for name in others}
+    try:
+        stacked = stack_names(tensors, list(stacks), axis)
+    except ValueError as error:  # names that meet or could not be told apart are refused, never mixed up
+        assert "to be free for its stack" in str(error) or "that is not taken for one of" in str(error)  # noqa: PT017
+        return
+    back = unstack_names(stacked, list(stacks), axis, keep=others & stacked.keys())
+    assert {name: as_bytes(array) for name, array in back.items()} == {n: as_bytes(a) for n, a in tensors.items()}
+
+
+def named(*names, **others):
+    return {name: zeros(4) for name in names} | others
+
+
+NAME_ERRORS = {
+    "missing layer": (
+        lambda: stack_names(named("h.0.w", "h.1.w", "h.3.w")),
+        ValueError,
+        "layer 2 of 'h': expected layers 0 to 3, got none of this index",
+    ),
+    "first layer missing": (
+        lambda: stack_names(named("a.h.1.w", "a.h.2.w")),
+        ValueError,
+        "layer 0 of 'a.h': expected layers 0 to 2, got none of this index",
+    ),
+    "missing key": (
+        lambda: stack_names(named("h.0.w", "h.0.b", "h.1.w", "h.1.b", "h.2.b")),
+        ValueError,
+        "layer 2: expected 'h.2.w' (layer 0 has 'h.0.w'), got no array",
+    ),
+    "missing key in the first layer": (
+        lambda: stack_names(named("h.0.b", "h.1.w", "h.1.b", "h.2.w", "h.2.b")),
+        ValueError,
+        "layer 0: expected 'h.0.w' (layer 1 has 'h.1.w'), got no array",
+    ),
+    "extra key": (
+        lambda: stack_names(named("h.0.w", "h.1.w", "h.2.w", "h.1.extra.b")),
+        ValueError,
+        "layer 1: expected no 'h.1.extra.b' (layer 0 has none), got one",
+    ),
+    "shape": (
+        lambda: stack_names(named("g.0.w", "h.0.w", "h.1.w") | {"h.2.w": zeros(8)}),
+        ValueError,
+        "layer 2, 'h.2.w': expected float32[4] (that of layer 0), got float32[8]",
+    ),
+    "dtype": (
+        lambda: stack_names(named("h.0.w") | {"h.1.w": zeros(4, dtype="float16")}),
+        TypeError,
+        "layer 1, 'h.1.w': expected float32[4] (that of layer 0), got float16[4]",
+    ),
+    "taken": (
+        lambda: stack_names(named("h.0.w", "h.w")),
+        ValueError,
+        "layer 0, 'h.0.w': expected the name 'h.w' to be free for its stack, got a tensor of that name",
+    ),
+    "two stacks of one name": (
+        lambda: stack_names(named("a.0.b.w", "a.b.0.w")),
+        ValueError,
+        "layer 0, 'a.0.b.w': expected a stack that is not taken for one of 'a.b', got the name 'a.b.w'",
+    ),
+    "prefix": (
+        lambda: stack_names(named("g.0.w", "h.0.w"), ["decoder.layer"]),
+        ValueError,
+        "prefixes: expected names like 'decoder.layer.0', got none; found: 'g', 'h'",
+    ),
+    "prefix, and no other": (
+        lambda: stack_names(named("w"), ["h"]),
+        ValueError,
+        "prefixes: expected names like 'h.0', got none",
+    ),
+    "a string for prefixes": (
+        lambda: stack_names(named("h.0.w"), "h"),
+        TypeError,
+        "prefixes: expected a list of strings, got 'h'",
+    ),
+    "prefixes no strings": (
+        lambda: stack_names(named("h.0.w"), [0]),
+        TypeError,
+        "prefixes: expected a list of strings, got [0]",
+    ),
+    "axis": (
+        lambda: stack_names(named("h.0.w", "h.1.w"), axis=2),
+        ValueError,
+        "axis: expected -2 to 1 (for layer 0, 'h.0.w' of shape (4,)), got 2",
+    ),
+    "axis no int": (lambda: stack_names({}, axis=None), TypeError, "axis: expected an int, got None"),
+    "no mapping": (
+        lambda: stack_names([zeros(2)]),
+        TypeError,
+        "tensors: expected a mapping of names to arrays, got list",
+    ),
+    "name no string": (
+        lambda: stack_names({3: zeros(2)}),
+        TypeError,
+        "tensors: expected names that are strings, got 3",
+    ),
+    "no array": (
+        lambda: stack_names({"h.0.w": [1.0]}),
+        TypeError,
+        "tensors['h.0.w']: expected a NumPy array, got list",
+    ),
+    "unstack: other N": (
+        lambda: unstack_names({"h.b": zeros(3), "h.w": zeros(4, 4)}, ["h"]),
+        ValueError,
+        "'h.w': expected 3 layers along axis 0 (that of 'h.b'), got 4",
+    ),
+    "unstack: no axis": (
+        lambda: unstack_names({"h.w": zeros()}, ["h"]),
+        ValueError,
+        "'h.w': expected an axis 0 of layers, got shape ()",
+    ),
+    "unstack: N = 0": (
+        lambda: unstack_names({"h.w": zeros(0, 4)}, ["h"]),
+        ValueError,
+        "'h.w': expected at least one layer, got none",
+    ),
+    "unstack: taken": (
+        lambda: unstack_names({"h.w": zeros(3), "h.1.w": zeros(3)}, ["h"], keep=["h.1.w"]),
+        ValueError,
+        "'h.w': expected the name 'h.1.w' to be free for its layer 1, got a tensor of that name",
+    ),
+    "unstack: prefix": (
+        lambda: unstack_names(named("h.w"), ["h", "g"]),
+        ValueError,
+        "prefixes: expected names that begin with 'g.', got none",
+    ),
+    "unstack: keep": (
+        lambda: unstack_names(named("h.w"), ["h"], keep=["h.b"]),
+        ValueError,
+        "keep: expected names of tensors, got 'h.b'",
+    ),
+    "unstack: a string for prefixes": (
+        lambda: unstack_names(named("h.w"), "h"),
+        TypeError,
+        "prefixes: expected a list of strings, got 'h'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAME_ERRORS)
+def test_names_that_do_not_fit(case):
+    call, kind, message = NAME_ERRORS[case]
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message
