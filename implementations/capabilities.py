@@ -57,6 +57,12 @@ TORCH_CLOSED_OVER = No(
     "builtins.TypeError",
     TORCH,
 )
+TORCH_ATTENTION = No(
+    "the fused attention has no forward mode: write the attention of such a layer out, as jax_scan does",
+    f"{TORCH_ISSUES}128971",
+    "torch._dynamo.exc.UncapturedHigherOrderOpError",
+    TORCH,
+)
 TORCH_AUTOCAST = No(
     "it would change dtypes within a layer, so it is refused: cast_params casts in sight",
     "https://docs.pytorch.org/docs/2.13/amp.html",
@@ -114,8 +120,11 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "`hvp_layers`, compiled": (Yes(), Yes(), Yes()),
     "`vmap_layers`, compiled": (Yes(), Yes(), Yes()),
     "`vmap_vjp_layers` (per-example gradients), compiled": (Yes(), Yes(), Yes()),
+    "`jvp_layers` of layers with attention": (Yes(), TORCH_ATTENTION, Yes()),
     "one program for all N, any layer": (JAX_STATIC, Yes("for N >= 2"), Yes("in graph mode")),
     "one exported program for all N": (Yes("by jax.export with a symbolic N"), TORCH_EXPORT, TF_EXPORT),
+    "decoding with a cache of keys and values": (Yes(), Yes(), Yes()),
+    "cycles of several kinds of layer, with a prefix and a remainder": (Yes(), Yes(), Yes()),
     "gates: early exit, padded depth": (Yes(), Yes(), Yes()),
     "dropout: one key a layer": (Yes(), Yes(), Yes()),
     "mixed precision: bfloat16 carry, float32 params": (Yes(), Yes(), Yes()),

@@ -1,6 +1,6 @@
 """A trained network as one scan: all-MiniLM-L6-v2 on real sentences, and the size of its program at 6 and 48 layers.
 
-What is right is NumPy in float64, each sentence on its own; what an implementation gets is one padded batch, so that a
+What is right is NumPy in float64, sentences without padding; what an implementation gets is one padded batch, so that a
 mask that lets padding through shows. Compared are the hidden states after every layer, of tokens only: what stands in
 the padding is read by nobody. Nothing here judges: `implementations/summary.py` does.
 """
@@ -33,30 +33,31 @@ class Right(NamedTuple):
 
     x: Array  # [B, T, d] float32, what goes into the first layer
     mask: Array  # [B, T]
-    hidden: Array  # [N, tokens, d] float64, after each layer, the tokens of one sentence after those of another
+    hidden: Array  # [N, B, T, d] float64, after each layer; zeros where there is no token
     numpy_ulps: tuple[float, ...]  # of each layer
     embeddings: Array  # [B, d] float64
 
 
 @functools.cache
-def right(sentences: tuple[str, ...] = SENTENCES) -> Right:
+def right(sentences: tuple[str, ...]) -> Right:
+    """Made once for the same sentences."""
     tokens = minilm.tokenize(sentences)
     x = minilm.embed_tokens(tokens.ids)
-    exact, near = (reference(x, tokens.mask, dtype) for dtype in (np.float64, np.float32))
-    padded = np.zeros(x.shape)
-    padded[tokens.mask] = exact[-1]
-    far = tuple(ulps(*pair) for pair in zip(exact, near, strict=True))
-    return Right(x, tokens.mask, exact, far, minilm.pool(padded, tokens.mask))
+    exact, near = (reference_states(x, tokens.mask, dtype) for dtype in (np.float64, np.float32))
+    numpy_ulps = tuple(ulps(*pair) for pair in zip(exact, near, strict=True))
+    return Right(x, tokens.mask, exact, numpy_ulps, minilm.pool(exact[-1], tokens.mask))
 
 
-def reference(x: Array, mask: Array, dtype: Any = np.float64) -> Array:
-    """The hidden states [N, tokens, d] by NumPy: each sentence alone, so that there is nothing to mask."""
+def reference_states(x: Array, mask: Array, dtype: Any = np.float64) -> Array:
+    """`hidden_states` by NumPy, in that dtype: sentences of one length at a time, so that there is nothing to mask."""
     params = tree_map(lambda array: array.astype(dtype), minilm.load().params)
-    states = []
-    for row, kept in zip(x, mask, strict=True):
-        carry = {"x": row[None, kept].astype(dtype), "mask": kept[None, kept]}
-        states.append(run_layers(showing(transformer_encoder), params, carry)[1][:, 0])  # [N, tokens of this one, d]
-    return np.concatenate(states, 1)
+    states = np.zeros((len(params["up"]["w"]), *x.shape), dtype)
+    lengths = mask.sum(1)
+    for length in np.unique(lengths):
+        rows = lengths == length
+        carry = {"x": x[rows, :length].astype(dtype), "mask": mask[rows, :length]}
+        states[:, rows, :length] = run_layers(showing(transformer_encoder), params, carry)[1]
+    return states
 
 
 def showing(layer: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
@@ -95,17 +96,16 @@ def compare(
     Errors are in ulps of the largest number of a layer, for which `reference/error_bound.py` says what is allowed.
     """
     known = right(sentences)
-    N, shape = len(known.hidden), known.x.shape
-    if hidden.shape != (N, *shape) or hidden.dtype != np.float32:
-        raise ValueError(f"hidden states: expected float32{[N, *shape]}, got {hidden.dtype}{[*hidden.shape]}")
+    if hidden.shape != known.hidden.shape or hidden.dtype != np.float32:
+        raise ValueError(f"hidden states: expected float32{[*known.hidden.shape]}, got {hidden.dtype}{[*hidden.shape]}")
     layers = [
         {
             "layer": i,
-            "ulps": ulps(known.hidden[i], hidden[i][known.mask]),
-            "numpy_ulps": known.numpy_ulps[i],
-            "allowed": max(MULTIPLE * known.numpy_ulps[i], FLOOR),
+            "ulps": ulps(exact[known.mask], actual[known.mask]),
+            "numpy_ulps": near,
+            "allowed": max(MULTIPLE * near, FLOOR),
         }
-        for i in range(N)
+        for i, (exact, actual, near) in enumerate(zip(known.hidden, hidden, known.numpy_ulps, strict=True))
     ]
     embeddings = minilm.pool(hidden[-1].astype(np.float64), known.mask)
     return {
@@ -153,10 +153,10 @@ def check(implementation: Implementation, gradients: bool, step: Callable[[str],
     start = time.perf_counter()
     step(f"{minilm.NAME}, {len(SENTENCES)} sentences")
     try:
-        known = right()
+        known = right(SENTENCES)
     except ModuleNotFoundError as error:
         reason, _, install = str(error).partition(": ")
-        return {"status": "not run", "reason": reason, "install": install}
+        return {"status": "not run", "model": minilm.NAME, "reason": reason, "install": install}
     compared = compare(hidden_states(implementation)(known.x, known.mask))
     counted = []
     for N in DEPTHS:
@@ -179,7 +179,7 @@ def check(implementation: Implementation, gradients: bool, step: Callable[[str],
 def programs(N: int, gradients: bool) -> list[tuple[str, bool]]:
     """(form, gradient) of what is counted at depth N: of the unrolled twin only the six layers."""
     rolled = [("rolled", gradient) for gradient in (False, True)[: 1 + gradients]]
-    return rolled + ([("unrolled", False)] if N == DEPTHS[0] else [])
+    return rolled + ([("unrolled", False)] if DEPTHS[0] == N else [])
 
 
 def steps(gradients: bool) -> int:

@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from implementations import NAMES, capabilities, figures, files, isolate, report, summary, tables
+from implementations import NAMES, capabilities, figures, files, isolate, report, summary, tables, training_check
 from implementations.isolate import ROOT, Report
 
 # Set by the user, and numbers depend on them.
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=(
             "Writes index.html (one self-contained page), results.json and figures/*.svg into the output folder. "
             "Exit status: 0 if everything observed is as declared, 1 if something is not, 2 for wrong arguments, 130 "
-            "after Ctrl-C. Another command: python -m implementations capabilities --help."
+            "after Ctrl-C. Other commands, each with --help: embed, capabilities, stack-checkpoint, unstack-checkpoint."
         ),
     )
     modes = made.add_mutually_exclusive_group()
@@ -132,7 +132,8 @@ def compare(options: argparse.Namespace) -> int:
         for name in names:
             found = isolate.measure(name, arguments, options.timeout, report_of(name))
             measured.append({**found, "asked_for": bool(asked_for)})
-    results = merge(options.mode, known, measured, time.monotonic() - began)
+    trained = training_check.right() if any(found.get("training") for found in measured) else None
+    results = merge(options.mode, known, measured, time.monotonic() - began, trained)
     drawn = figures.figures(results)
     page = report.page(results, drawn)
 
@@ -154,7 +155,13 @@ def compare(options: argparse.Namespace) -> int:
     return int(bool(results["deviations"]))
 
 
-def merge(mode: str, known: dict[str, str], measured: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def merge(
+    mode: str,
+    known: dict[str, str],
+    measured: list[dict[str, Any]],
+    seconds: float,
+    trained: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """What results.json holds. A change of meaning, or a field gone, is a new schema_version.
 
     schema_version   1
@@ -162,11 +169,20 @@ def merge(mode: str, known: dict[str, str], measured: list[dict[str, Any]], seco
     provenance       name -> text: date, command, commit, cpu, platform, environment, ...
     implementations  one object each, as `measure` prints it: name, status ("ok", "not run", "failed"), then either
                      reason and install, or versions, settings, units, numerics, sizes, times, linear, programs,
-                     recompiles, problems, seconds; asked_for: whether it was named on the command line
+                     checkpoint, training, recompiles, problems, seconds; asked_for: whether it was named on the
+                     command line
       sizes, times   the dense stack: form, N, d, dtype, gradient, then counts and temp_bytes, or seconds
       linear         run_seconds of its rolled gradient at several N, timed in turn; empty in a quick run
       programs       the general stack, empty in a quick run: program (its name), form, unroll, remat, layer, N, d,
                      dtype, carry_bytes (of one carry), captured, lowered, compiled, loops, temp_bytes
+      checkpoint     all-MiniLM-L6-v2 as one scan, null in a quick run: status ("ok" or "not run"), model, then
+                     reason and install, or sentences and tokens (how many), seconds, hidden (layer, ulps, numpy_ulps,
+                     allowed), embeddings (difference, cosine, allowed), pairs (one, other, similarity, reference),
+                     sizes (form, N, gradient, captured, lowered, compiled, loops)
+      training       a small language model, rolled, in float32; null in a quick run: status ("ok" or "not run"), then
+                     reason and install, or losses (before each step), weight_norms (of each layer, at the end), seconds
+    training         the same by NumPy: N, its sizes, float64 and float32 (losses and weight_norms each); null in a
+                     quick run
     capabilities     names, rows of states and numbered notes: the declared matrix
     deviations       everything observed that is not as declared; empty is exit status 0
     seconds          the whole run
@@ -177,6 +193,7 @@ def merge(mode: str, known: dict[str, str], measured: list[dict[str, Any]], seco
         "mode": mode,
         "provenance": known,
         "implementations": [_finite(found) for found in measured],
+        "training": trained,
         "capabilities": capabilities.matrix({name: status for name, status in unmeasured.items() if status != "ok"}),
         "seconds": round(seconds, 1),
     }

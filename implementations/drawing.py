@@ -20,7 +20,7 @@ matplotlib.use("Agg")  # no display needed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from implementations import summary, wording
 
@@ -28,6 +28,7 @@ WIDTH, HEIGHT = 320, 236  # of a panel without its legend, in points
 LEGEND_ROW = 15
 LEFT, RIGHT, TOP, BOTTOM = 46, 54, 44, 42
 LETTER = 6  # how wide a letter of a label is, about
+BY_STEP = ("loss", "deviation")  # kinds of panels that count steps: from left to right, each as far as the next
 
 # What matplotlib draws -> (CSS variable, on light, on dark). Near Okabe and Ito's colours, which the colour-blind can
 # tell apart, darkened or lightened for contrast; markers and dashes say the same without any colour.
@@ -64,7 +65,7 @@ class Panel(NamedTuple):
     name: str  # of the implementation
     versions: str
     quantity: str  # what the vertical axis shows, with its unit
-    kind: str  # count, seconds, bytes
+    kind: str  # count, seconds, bytes; loss and deviation, which are against the steps of a training, not against N
     where: str  # N range, d, dtype
     lines: list[Line]
     missing: str  # why there is no line
@@ -125,6 +126,7 @@ def _look(line: Line) -> dict[str, Any]:
         "linewidth": 2 if main else 1.4,
         "marker": line.marker or None,
         "markersize": 4.5 if main else 4,
+        "markevery": max(1, len(line.values) // 8),
         "markeredgewidth": 1.2,
         "markerfacecolor": PAPER if line.gradient else line.colour,
     }
@@ -132,8 +134,8 @@ def _look(line: Line) -> dict[str, Any]:
 
 def _axes(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     depths = sorted({n for line in panel.lines for n in line.values})
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_xscale("linear" if panel.kind in BY_STEP else "log")
+    axes.set_yscale("linear" if panel.kind == "loss" else "log")
     axes.set_xlim(depths[0] / 1.12, depths[-1] * 1.12 if len(depths) > 1 else depths[0] * 2)
     axes.set_ylim(*limits)
     apart = 0.13 * math.log(max(depths[-1] / depths[0], 2))
@@ -141,11 +143,15 @@ def _axes(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     for n in (depths[0], depths[-1], *depths):  # the ends are always named; a neighbour too near is not
         if all(abs(math.log(n / other)) > apart for other in kept):
             kept.append(n)
+    if panel.kind in BY_STEP:
+        axes.set_xlim(depths[0] - 1, depths[-1] + 1)
+        kept = [depths[0], *(n for n in depths if n % 10 == 0)]
     axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
     narrow = limits[1] / limits[0] < 100
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,), numticks=8))
+    ticks = LogLocator(subs=(1.0, 3.0) if narrow else (1.0,), numticks=8)
+    axes.yaxis.set_major_locator(MaxNLocator(5) if panel.kind == "loss" else ticks)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value, panel.kind)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(panel.where, color=MUTED, fontsize=9.5, labelpad=4)
@@ -209,7 +215,13 @@ def _legend(panel: Panel) -> list[Line2D]:
 
 
 def say(value: float, kind: str) -> str:
-    return {"seconds": wording.seconds, "bytes": wording.size}.get(kind, lambda count: f"{count:,.0f}")(value)
+    said = {
+        "seconds": wording.seconds,
+        "bytes": wording.size,
+        "loss": lambda loss: f"{loss:.3g}",
+        "deviation": lambda off: f"{off:.2g}",
+    }
+    return said.get(kind, lambda count: f"{count:,.0f}")(value)
 
 
 def svg(canvas: Canvas, name: str, alt: str, standalone: bool = False) -> str:

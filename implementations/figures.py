@@ -60,6 +60,7 @@ def figures(results: Results) -> dict[str, Figure]:
             "what each layer needs for its derivative, so it grows with N in both forms.",
             [_row(results, "temp_bytes", sizes)],
         ),
+        **_training(results),
         # Not on the page: the one to show elsewhere.
         "overview": _figure("overview", "Compiled size and compile time", "", [compiled, compile_time]),
     }
@@ -141,6 +142,56 @@ def _general_panel(measured: Measured, key: str, layer: str, looks: dict[str, tu
     versions = _versions(measured)
     kind = "bytes" if key == "temp_bytes" else "count"
     return Panel(measured["name"], versions, quantity, kind, where, lines, missing)
+
+
+def _training(results: Results) -> dict[str, Figure]:
+    """The losses of the training and how far they are off, where something was trained."""
+    runs = [(m["name"], run) for m in summary.ran(results) if (run := summary.trained(results, m))]
+    if not runs:
+        return {}
+    off = ", ".join(f"{drawing.say(run.off[-1], 'deviation')} in {name}" for name, run in runs)
+    return {
+        "training": _figure(
+            "training",
+            "Training parity",
+            f"The losses of one language model, from the same weights, batch by batch. In float32, after "
+            f"{len(runs[0][1].losses)} steps, off from NumPy float64 by {off}; by "
+            f"{drawing.say(runs[0][1].numpy_off[-1], 'deviation')} in NumPy float32. Below: the largest relative "
+            "difference so far.",
+            [
+                [_training_panel(results, measured, kind) for measured in summary.implementations(results)]
+                for kind in drawing.BY_STEP
+            ],
+        )
+    }
+
+
+def _training_panel(results: Results, measured: Measured, kind: str) -> Panel:
+    run = summary.trained(results, measured)
+    lines, where = [], ""
+    if run:
+        own = (f"{measured['name']} float32", drawing.ROLLED, "o")
+        curves = {
+            "loss": {own: run.losses, ("NumPy float64", drawing.INK, ""): run.exact},
+            "deviation": {
+                own: run.off,
+                ("NumPy float32", drawing.THIRD, "^"): run.numpy_off,
+                ("allowed", drawing.MUTED, ""): run.allowed,
+            },
+        }[kind]
+        for (name, colour, marker), curve in curves.items():
+            # a logarithmic axis has no zero
+            values = {step: summary.spread([value]) for step, value in enumerate(curve.tolist(), 1) if value > 0}
+            lines.append(Line(name, False, values, colour, marker))
+        shape = ", ".join(f"{name} = {results['training'][name]}" for name in ("N", "d", "B", "T"))
+        where = f"step · {shape}"
+    quantity = {"loss": "loss, in nats a character", "deviation": "relative difference from NumPy float64, so far"}[
+        kind
+    ]
+    missing = "" if run else str((measured.get("training") or measured).get("status"))
+    missing = "not measured" if missing == "ok" else missing
+    lines = [line for line in lines if line.values]
+    return Panel(measured["name"], _versions(measured), quantity, kind, where, lines, missing)
 
 
 def _flat(results: Results) -> str:
@@ -264,6 +315,9 @@ def _limits(row: Sequence[Panel]) -> list[tuple[float, float]]:
     known = [end for end in ends if end]
     if not known:
         return [(1.0, 10.0)] * len(row)
+    if row[0].kind == "loss":  # on a linear axis
+        low, high = min(low for low, _ in known), max(high for _, high in known)
+        return [(low - 0.07 * (high - low), high + 0.07 * (high - low))] * len(row)
     if row[0].kind == "count":
         decades = max(math.log10(high / low) for low, high in known)
         spans = [(end[0], end[0] * 10**decades) if end else (1.0, 10.0**decades) for end in ends]
@@ -281,10 +335,11 @@ def alternative_text(panel: Panel) -> str:
     """The panel in words: the ends of every line."""
     if panel.missing:
         return f"{panel.name}: {panel.quantity}: {panel.missing}."
-    said = []
+    said, by_step = [], panel.kind in drawing.BY_STEP
+    at, against = ("step ", "the steps") if by_step else ("N = ", "N")
     for line in panel.lines:
         ends = [
-            f"{drawing.say(line.values[n].median, panel.kind)} at N = {n}" for n in (min(line.values), max(line.values))
+            f"{drawing.say(line.values[n].median, panel.kind)} at {at}{n}" for n in (min(line.values), max(line.values))
         ]
         said.append(f"{line.form}{', with gradient' if line.gradient else ''}: {', '.join(dict.fromkeys(ends))}")
-    return f"{panel.name} ({panel.versions}): {panel.quantity} against N ({panel.where}). {'; '.join(said)}."
+    return f"{panel.name} ({panel.versions}): {panel.quantity} against {against} ({panel.where}). {'; '.join(said)}."

@@ -190,6 +190,27 @@ class Implementation(Protocol):
         hold: how the cache goes through the scan: new "entries" out, whole "slices" in and out, or in the "carry".
         """
 
+    # training.py: a small language model, the scanned stack of `transformer_decoder` between embedding and head
+    def train(
+        self,
+        params: Tree,
+        batches: Any,
+        *,
+        form: str = "scan",
+        remat: bool | int = False,
+        learning_rate: float = 0.01,
+        b1: float = 0.9,
+        b2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        max_norm: float = 0.5,
+    ) -> tuple[Array, Tree]:
+        """One compiled step for each of batches [steps, B, T + 1], by AdamW, gradients clipped layer by layer: the
+        losses before each step, [steps], and the last params.
+
+        form: "scan", with remat, or "unroll". The update, in NumPy: reference/training.py.
+        """
+
     # layers.py: the scan bodies, `layer(carry, params) -> (carry, y)`
     LAYERS: Mapping[str, Callable[..., tuple[Any, Any]]]
 

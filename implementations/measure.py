@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import REQUIRES, load, programs
+from implementations import REQUIRES, checkpoint_check, load, programs, training_check
 from implementations.environment import pin
 from implementations.interface import Implementation
 from reference.cases import DTYPES, NAMES, case
@@ -50,6 +50,9 @@ class Mode(NamedTuple):
     program_depths: tuple[int, ...] = ()
     stepped: tuple[int, ...] = ()  # more of them for several layers a step, where the remainder counts
     twins: tuple[int, ...] = ()  # depths of the unrolled form of the general stack
+    checkpoint: bool = False  # a trained network, on sentences
+    training: bool = False  # of a small language model
+    slow_gradients: bool = False  # its gradient also where that takes ten seconds a program, which is in torch
 
 
 FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
@@ -64,11 +67,12 @@ MODES = {
     "default": Mode(
         (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, (4, 16), False,
         10, 3, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 16),
+        checkpoint=True, training=True,
     ),
     "full": Mode(
         DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, DEPTHS, True,
         20, 3, 2.0, {"mlp": programs.NAMES}, linear=(256, 1024), program_depths=(23, 511), stepped=(64,),
-        twins=(2, 4, 16),
+        twins=(2, 4, 16), checkpoint=True, training=True, slow_gradients=True,
     ),
 }  # fmt: skip
 
@@ -80,7 +84,9 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     groups = [(gradient, N) for gradient in (False, True)[: 1 + mode.gradients] for N in depths(mode)]
     general = general_programs(implementation, mode)
     total = 1 + sum(map(len, mode.cases.values())) + sum(len(forms(implementation, mode, *group)) for group in groups)
-    total += len(mode.linear) + len(general)
+    gradients = mode.slow_gradients or name != "torch_compile"
+    total += len(mode.linear) + len(general) + (checkpoint_check.steps(gradients) if mode.checkpoint else 0)
+    total += mode.training
     done = 0
 
     def step(what: str) -> None:
@@ -102,6 +108,8 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     for program, N in general:
         step(f"{program.name} N={N}")
         general_sizes.append(programs.size(implementation, program, N))
+    checkpoint = checkpoint_check.check(implementation, gradients, step) if mode.checkpoint else None
+    training = training_check.check(implementation, step) if mode.training else None
     return {
         "name": name,
         "status": "ok",
@@ -113,6 +121,8 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         "times": times,
         "linear": linear,
         "programs": general_sizes,
+        "checkpoint": checkpoint,
+        "training": training,
         "recompiles": [
             {
                 "what": f"N = {', '.join(map(str, RECOMPILE_DEPTHS))}, called as it stands",

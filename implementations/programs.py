@@ -94,7 +94,8 @@ def size(implementation: Implementation, program: Program, N: int) -> dict[str, 
     cotangent = implementation.from_numpy(next(arrays(program.layer, ("cotangent",), N))) if program.gradient else None
     at = {"program": program.name, "form": program.form, "unroll": program.unroll, "remat": program.remat}
     at |= {"layer": program.layer, "N": N, "d": D, "dtype": "float32", "carry_bytes": CARRY_BYTES}
-    return at | implementation.graph_size(program.apply, *flat, cotangent=cotangent)
+    # memory is of interest where remat and unroll change it, and takes torch most of the time
+    return at | implementation.graph_size(program.apply, *flat, cotangent=cotangent, memory=program.gradient)
 
 
 def arrays(layer: str, inputs: tuple[str, ...], N: int) -> Iterator[np.ndarray]:

@@ -27,6 +27,7 @@ body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 
 main {{ max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }}
 h1 {{ font-size: clamp(1.7rem, 4.5vw, 2.5rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 .75rem }}
 h2 {{ font-size: 1.3rem; letter-spacing: -.01em; margin: 3.5rem 0 .75rem; padding-top: 1rem }}
+h3 {{ font-size: 1rem; margin: 1.75rem 0 .5rem }}
 h2, footer {{ border-top: 1px solid var(--grid) }}
 p, figcaption, li {{ max-width: 46rem }}
 a {{ color: var(--link) }}
@@ -83,7 +84,8 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         title = escape(shown[name].title) if name in shown else ""
         return f'<section id="{name}"><h2>{title}</h2>{body}</section>\n' if body and title else ""
 
-    def table(name: str, heading: str = "") -> str:
+    def table(name: str, titled: bool = False) -> str:
+        heading = f"<h3>{escape(shown[name].title)}</h3>" if titled and name in shown else ""
         return f"{heading}{_table(shown[name])}" if name in shown else ""
 
     def figure(name: str) -> str:
@@ -103,6 +105,8 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("run", figure("run-time"), table("run"))
         + section("memory", figure("temporary-memory"), table("memory"))
         + section("remat", figure("remat"), table("remat"))
+        + section("checkpoint", table("checkpoint"), table("checkpoint-pairs", True), table("checkpoint-sizes", True))
+        + section("training", figure("training"), table("training"))
         + section("alternatives", table("alternatives"))
         + section("recompiles", table("recompiles"))
         + section("capabilities", table("capabilities"), _notes(results))

@@ -13,7 +13,11 @@ from itertools import pairwise
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from implementations.interface import LEVELS
+from reference.error_bound import allowed_so_far, worst_so_far
+from reference.layers import Array
 
 Results = Mapping[str, Any]
 Measured = Mapping[str, Any]  # one implementation's part of the results
@@ -204,6 +208,66 @@ def linear(measured: Measured) -> Linear | None:
     return Linear(low, high, ratio(found[high], found[low])) if low < high else None
 
 
+def checkpoint(measured: Measured) -> Measured:
+    """What was measured on the checkpoint; nothing where it was not."""
+    block: Measured = measured.get("checkpoint") or {}
+    return block if block.get("status") == "ok" else {}
+
+
+def checkpoint_counts(measured: Measured, key: str, form: str, gradient: bool) -> dict[int, int]:
+    """N -> count, of the stack of the checkpoint's layers."""
+    return {
+        record["N"]: record[key]
+        for record in checkpoint(measured).get("sizes", ())
+        if (record["form"], record["gradient"]) == (form, gradient)
+    }
+
+
+class Trained(NamedTuple):
+    """A training in float32 beside NumPy's: for each step, what is not finite as NaN."""
+
+    losses: Array
+    exact: Array  # NumPy's losses in float64
+    off: Array  # the largest relative deviation so far
+    numpy_off: Array  # that of NumPy in float32
+    allowed: Array
+    norms_off: float  # the largest relative deviation of the norm of a layer's weights, at the end
+
+    @property
+    def broken(self) -> int | None:
+        """The first step, from 1, at which more than allowed is observed."""
+        wrong = np.flatnonzero(~(self.off <= self.allowed))  # so written that NaN is wrong
+        return int(wrong[0]) + 1 if wrong.size else None
+
+
+def trained(results: Results, measured: Measured) -> Trained | None:
+    block, right = measured.get("training") or {}, results.get("training")
+    if block.get("status") != "ok" or not right:
+        return None
+    losses, norms = (np.array(block[key], float) for key in ("losses", "weight_norms"))  # None becomes NaN
+    exact, yardstick, exact_norms = (
+        np.array(right[dtype][key])
+        for dtype, key in (("float64", "losses"), ("float32", "losses"), ("float64", "weight_norms"))
+    )
+    return Trained(
+        losses,
+        exact,
+        worst_so_far(losses, exact),
+        worst_so_far(yardstick, exact),
+        allowed_so_far(exact, yardstick, "float32"),
+        float(worst_so_far(norms, exact_norms)[-1]),
+    )
+
+
+def within(value: float | None, allowed: float) -> bool:
+    """At most as large as allowed; what was not finite is None in the results."""
+    return value is not None and value <= allowed
+
+
+def at_least(value: float | None, allowed: float) -> bool:
+    return value is not None and value >= allowed
+
+
 def spread(samples: Sequence[float]) -> Spread:
     if len(samples) < 2:
         return Spread(samples[0], samples[0], samples[0])
@@ -240,14 +304,15 @@ def deviations(results: Results) -> list[str]:
             found.append(f"{name}: asked for by name and not run: {measured.get('reason', '')}")
         elif status == "ok":
             found += [f"{name}: {text}" for text in measured.get("problems", ())]
-            found += [f"{name}: {text}" for text in _broken(measured)]
+            found += [f"{name}: {text}" for text in (*_broken(measured), *_training(results, measured))]
     if not ran(results):
         found.append("no implementation ran")
     return found
 
 
 def _broken(measured: Measured) -> list[str]:
-    return [*_numerics(measured), *_recompiles(measured), *_laws(measured), *_program_laws(measured)]
+    laws = [*_laws(measured), *_program_laws(measured)]
+    return [*_numerics(measured), *_checkpoint(measured), *_recompiles(measured), *laws]
 
 
 def _numerics(measured: Measured) -> list[str]:
@@ -257,6 +322,41 @@ def _numerics(measured: Measured) -> list[str]:
         for record in measured.get("numerics", ())
         if not record.get("ok")
     ]
+
+
+def _checkpoint(measured: Measured) -> list[str]:
+    """The hidden states and embeddings of real sentences; one size for the layers once and several times over."""
+    block = checkpoint(measured)
+    if not block:
+        return []
+    model, found = block["model"], []
+    for record in block["hidden"]:
+        if not within(record["ulps"], record["allowed"]):
+            error = f"error {record['ulps']} ulps, allowed {record['allowed']:.3g}"
+            found.append(f"hidden states of {model} after layer {record['layer']}: {error}")
+    cosine, allowed = block["embeddings"]["cosine"], block["embeddings"]["allowed"]
+    if not at_least(cosine, allowed):
+        found.append(f"embeddings of {model}: cosine with the right ones {cosine}, allowed {allowed} and more")
+    for gradient, program in PROGRAMS.items():
+        for level in LEVELS:
+            rolled = checkpoint_counts(measured, level, "rolled", gradient)
+            if len(set(rolled.values())) > 1:
+                found.append(f"rolled {level} size of {model} changes with N ({program}): {_pairs(rolled)}")
+        for form, right in (("rolled", "at least one"), ("unrolled", "none")):
+            loops = checkpoint_counts(measured, "loops", form, gradient)
+            wrong = {n: count for n, count in loops.items() if (count > 0) != (form == "rolled")}
+            if wrong:
+                found.append(f"{form} loops of {model}: expected {right} ({program}): {_pairs(wrong)}")
+    return found
+
+
+def _training(results: Results, measured: Measured) -> list[str]:
+    run = trained(results, measured)
+    if not run or not run.broken:
+        return []
+    off, allowed = run.off[run.broken - 1], run.allowed[run.broken - 1]
+    said = f"off by {off:.2g}, allowed {allowed:.2g}" if np.isfinite(off) else "not finite"
+    return [f"loss at step {run.broken} of training: {said}"]
 
 
 def _recompiles(measured: Measured) -> list[str]:

@@ -18,6 +18,7 @@ from jax_scan.recipes import (
     scan_cycle,
 )
 from jax_scan.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
+from jax_scan.training import train
 from jax_scan.transforms import (
     hvp_layers,
     jvp_layers,
@@ -49,6 +50,7 @@ __all__ = [
     "clip_layers",
     "empty_cache",
     "decode",
+    "train",
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",

@@ -1,14 +1,15 @@
-"""Probes of the capability table: gates, dropout, mixed precision, one program, NaN, names."""
+"""Probes of the capability table: gates, dropout, mixed precision, one program, NaN, names, decoding, cycles."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from reference.stack import run_layers_vjp
-from tests import outside
+from tests import outside, test_cycles, test_decoding
 from tests.dialect import from_numpy, layer_of, ops, pullback
 from tests.probes import TX, D, N, W, X, assert_close, layer, loop, make_tanh, quick
 from tests.problems import complex_step_gradient
+from tests.trees import assert_trees
 
 
 @quick
@@ -130,3 +131,14 @@ def named(implementation):
     names = getattr(outside, implementation.__name__).profile_names
     assert "scan_layers" in names(lambda w, x: implementation.scan_layers(tanh, w, x)[0], *arrays)
     assert "scan_layers" not in names(lambda w, x: implementation.unroll_layers(tanh, w, x)[0], *arrays)
+
+
+@quick
+def decoding(implementation):
+    actual = test_decoding.decoded(implementation, "entries", "float64", False)
+    assert_trees("decoding", actual, *map(test_decoding.right, ("float64", "float32")), dtype="float64")
+
+
+@quick
+def cycles(implementation):
+    assert_trees("cycles", test_cycles.run(implementation), *map(test_cycles.expected, ("float64", "float32")))

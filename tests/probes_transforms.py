@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from reference.cases import SIZES, layer_carry, layer_params
+from reference.layers import transformer_decoder
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.dialect import from_numpy, layer_of, ops
 from tests.probes import STEP, N, assert_close, layer, quick
@@ -122,3 +124,19 @@ def per_example_gradients(implementation):
     results = compiled(implementation, run, batch, cotangents)
     members = [(tuple(map(member, batch, axes, [k] * 3)), member(cotangents, 0, k)) for k in range(BATCH)]
     assert_close(implementation, results, stacked([cell_gradient(*m) for m in members]))
+
+
+@quick
+def attention_jvp(implementation):
+    """Of `transformer_decoder`; right is a complex step through NumPy."""
+    size = SIZES["transformer_decoder"]
+    params, x = layer_params("transformer_decoder", 0, 2, **size), layer_carry("transformer_decoder", 0, **size)
+    params, x = inputs = tree_map(lambda a: a.astype(float), (params, x))
+    rng = np.random.default_rng(1)
+    direction = tree_map(lambda a: rng.standard_normal(a.shape), inputs)
+    stepped = tree_map(lambda a, t: a + 1j * STEP * t, inputs, direction)
+    right = np.imag(run_layers(transformer_decoder, *stepped)[0]) / STEP
+    tangents = (*from_numpy(implementation, direction), None)
+    attention = implementation.LAYERS["transformer_decoder"]
+    _, (tx, _) = implementation.jvp_layers(attention, *from_numpy(implementation, inputs), tangents=tangents)
+    assert_close(implementation, tx, right)

@@ -13,7 +13,7 @@ from reference.layers import transformer_decoder
 from reference.shapes import HOLDS
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
-from tests.dialect import from_numpy
+from tests.dialect import flat, from_numpy, with_arrays
 from tests.trees import assert_trees
 
 N, B, T, ROOM, PROMPT = 3, 2, 7, 9, 4
@@ -60,3 +60,64 @@ def test_a_position_off_by_one_is_caught():
     actual = decoded(loaded("jax_scan"), "entries", "float32", True, change=lambda t: t + 1)
     with pytest.raises(AssertionError, match="observed an error"):
         assert_trees("mutant", actual, right("float64"), right("float32"), stacked=())
+
+
+# What is copied for one token. The cache is 1 MB, each layer's an eighth of it.
+
+SIZE = {"d": 64, "h": 4, "g": 2, "e": 16, "f": 64}
+LAYERS, CACHE = 8, (8, 1, 512, 2, 16)
+CACHE_BYTES = 2 * int(np.prod(CACHE)) * 4
+
+
+def step(implementation, hold):
+    """One token through `decode`, as a function of flat arrays, and these arrays: params, x, k, v, position."""
+    params = layer_params("transformer_decoder", 0, LAYERS, **SIZE)
+    given = [*flat(params), np.ones((1, 1, SIZE["d"]), np.float32), *np.zeros((2, *CACHE), np.float32)]
+
+    def run(*arrays):
+        *params_and_x, k, v, position = arrays
+        y, cache = implementation.decode(
+            with_arrays(params, params_and_x[:-1]), params_and_x[-1], {"k": k, "v": v}, position, hold
+        )
+        return y, cache["k"], cache["v"]
+
+    return run, from_numpy(implementation, [*given, np.array(7, np.int32)])
+
+
+def test_a_donated_cache_is_copied_by_slices_alone():
+    """JAX, where the caller gives the old cache away: XLA's own figure."""
+    implementation = loaded("jax_scan")
+    import jax
+
+    copied = {}
+    for hold in HOLDS:
+        run, arrays = step(implementation, hold)
+        of_cache = (len(arrays) - 3, len(arrays) - 2)
+        memory = jax.jit(run, donate_argnums=of_cache).lower(*arrays).compile().memory_analysis()
+        assert memory.alias_size_in_bytes == CACHE_BYTES
+        copied[hold] = memory.temp_size_in_bytes
+    assert copied["slices"] > CACHE_BYTES
+    assert max(copied["entries"], copied["carry"]) < CACHE_BYTES / 2, copied
+
+
+def test_torch_copies_the_cache_in_the_carry():
+    """Its scan has no carry in place: once more for every layer. Entries need next to nothing beside the results."""
+    implementation = loaded("torch_compile")
+    copied = {}
+    for hold in ("entries", "carry"):
+        run, arrays = step(implementation, hold)
+        copied[hold] = implementation.graph_size(run, *arrays)["temp_bytes"]
+    assert copied["carry"] > CACHE_BYTES
+    assert copied["entries"] < CACHE_BYTES / LAYERS / 2, copied
+
+
+def test_a_position_that_does_not_fit_is_refused(implementation):
+    params, x = from_numpy(implementation, (PARAMS, X))
+    cache = implementation.empty_cache(params, B, ROOM)
+    for position, hold, words in (
+        (ROOM - T + 1, "entries", "position: expected 0 to 2, so that 7 positions find room for 9, got 3"),
+        (0, "all", "hold: expected one of entries, slices, carry, got 'all'"),
+    ):
+        with pytest.raises(ValueError, match="expected") as caught:
+            implementation.decode(params, x, cache, position, hold)
+        assert str(caught.value) == words

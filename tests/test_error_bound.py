@@ -14,7 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.cases import DTYPES, NAMES, Case, case
-from reference.error_bound import FORMATS, MAX_RATIO, Bound, Format, hard_bound, sharp_sd, worst_ratio
+from reference.error_bound import (
+    FLOOR,
+    FORMATS,
+    MAX_RATIO,
+    MULTIPLE,
+    Bound,
+    Format,
+    allowed_so_far,
+    hard_bound,
+    sharp_sd,
+    worst_ratio,
+    worst_so_far,
+)
 from reference.layers import Array
 from reference.stack import apply_layers, oracle
 from tests import mutants
@@ -255,6 +267,23 @@ def test_worst_ratio_subtracts_in_float64() -> None:
     assert worst_ratio(third, np.array([1 / 3]), np.array([2.0**-10])) == pytest.approx(
         abs(float(third[0]) - 1 / 3) * 2**10
     )
+
+
+def test_a_run_is_as_far_off_as_it_has_been_so_far() -> None:
+    exact = np.array([4.0, 2.0, 2.0, 1.0])
+    run = exact * (1 + np.array([0.0, 1e-3, -1e-2, 1e-4]))
+    np.testing.assert_allclose(worst_so_far(run, exact), [0, 1e-3, 1e-2, 1e-2], rtol=1e-12)
+    assert np.isnan(worst_so_far(np.array([4.0, np.nan, 2.0, 1.0]), exact)).tolist() == [False, True, True, True]
+
+
+def test_a_run_may_be_off_by_a_multiple_of_numpys_and_always_by_a_few_ulps() -> None:
+    exact = np.array([4.0, 2.0, 2.0])
+    yardstick = exact * (1 + np.array([0.0, 1e-5, 0.0]))
+    for dtype in ("float32", "float64"):
+        ulp = 2 * FORMATS[dtype].u + 2 * FORMATS["float64"].u
+        numpy_ulps = 1e-5 / (2 * FORMATS["float32"].u)
+        expected = np.array([FLOOR, MULTIPLE * numpy_ulps, MULTIPLE * numpy_ulps]) * ulp
+        np.testing.assert_allclose(allowed_so_far(exact, yardstick, dtype), expected, rtol=1e-6)
 
 
 def test_formats_are_those_of_the_dtypes() -> None:

@@ -27,6 +27,7 @@ FILES = (
     "transforms.py",
     "recipes.py",
     "decoding.py",
+    "training.py",
     "layers.py",
     "trees.py",
     "alternatives.py",
@@ -35,7 +36,7 @@ FILES = (
 )
 # of reference: not the oracle, and no more than what frameworks must agree on
 WORDS = (("reference", ("arguments",)), ("reference", ("shapes",)))
-LINES = {"stack.py": 150, "graph.py": 120, "transforms.py": 165}
+LINES = {"stack.py": 150, "graph.py": 120, "transforms.py": 165, "training.py": 100}
 
 
 def source(*path):
@@ -153,6 +154,11 @@ def test_another_missing_module_is_not_taken_for_the_framework():
         said = python(BLOCK.format(blocked=[blocked]) + LOAD.format(name="jax_scan"))
         assert "pip install" not in said
         assert blocked in said
+
+
+def test_the_optimizer_is_not_needed_before_something_is_trained():
+    loaded("jax_scan")
+    assert python(BLOCK.format(blocked=["optax"]) + "import jax_scan\nprint(jax_scan.train.__name__)") == "train\n"
 
 
 @pytest.mark.parametrize("name", ["jax", "JAX_scan", "", "reference", "os"])

@@ -64,7 +64,7 @@ def test_definition_is_the_reference():
 
 def test_every_block_is_run():
     """A block of Python in the README is one that a test here asks for, by these words."""
-    tested = [*FIRST.values(), *LAYERS.values(), *RECIPES, "vjp_layers", "export"]
+    tested = [*FIRST.values(), *LAYERS.values(), *RECIPES, "vjp_layers", "empty_cache", "export"]
     assert [code for code in BLOCKS[1:] if not any(words in code for words in tested)] == []
 
 
@@ -155,6 +155,16 @@ def test_derivatives_and_batches(implementation):
     assert_close(implementation, (shown.carries, shown.yss), tuple(map(np.stack, zip(*members, strict=True))))
     each = [gradients(PARAMS, x, (ct, zero))[0] for x, ct in zip(a.batch, a.dcarries, strict=True)]
     assert_close(implementation, shown.dparams_each, {key: np.stack([g[key] for g in each]) for key in PARAMS})
+
+
+def test_decoding_one_more_token(implementation):
+    B, T = 2, 5
+    sequence = from_numpy(implementation, np.random.default_rng(0).standard_normal((B, T, 64)).astype(np.float32))
+    with quick_compiler(implementation):
+        shown = run(block("empty_cache"), stacks=implementation, N=3, B=B, T=T, sequence=sequence)
+    y, last = (implementation.to_numpy(array) for array in (shown.y, shown.last))
+    np.testing.assert_allclose(last, y[:, -1:], rtol=1e-4, atol=1e-5)
+    assert abs(y - implementation.to_numpy(sequence)).max() > 1
 
 
 # Recipes.

@@ -15,8 +15,19 @@ from typing import Any
 
 import pytest
 
-from implementations import NAMES, capabilities, compare, figures, files, isolate, report, summary, tables
-from tests.synthetic import Page, drawn, measured, page, printed, results
+from implementations import (
+    NAMES,
+    capabilities,
+    compare,
+    figures,
+    files,
+    isolate,
+    report,
+    summary,
+    tables,
+    training_check,
+)
+from tests.synthetic import Page, drawn, measured, page, printed, results, trained
 
 # The page
 
@@ -99,7 +110,20 @@ def test_null_sizes_break_nothing(key: str) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    ["numerics", "sizes", "times", "linear", "programs", "recompiles", "versions", "settings", "units", "problems"],
+    [
+        "numerics",
+        "sizes",
+        "times",
+        "linear",
+        "programs",
+        "checkpoint",
+        "training",
+        "recompiles",
+        "versions",
+        "settings",
+        "units",
+        "problems",
+    ],
 )
 def test_a_missing_block_breaks_nothing(block: str) -> None:
     found = results()
@@ -142,7 +166,7 @@ def test_a_lost_implementation_costs_its_own_column_only(status: str) -> None:
         assert "pip install torch" in shown
     whole = {table.name: table for table in tables.tables(results())}
     for table in tables.tables(found):
-        if table.name not in ("provenance", "numerics", "capabilities"):
+        if table.name not in ("provenance", "numerics", "checkpoint-pairs", "capabilities"):
             assert table.rows == [row for row in whole[table.name].rows if row[0] != "torch_compile"]
     matrix = next(table for table in tables.tables(found) if table.name == "capabilities")
     assert {row[2] for row in matrix.rows} == {status}
@@ -227,6 +251,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def main(arguments: list[str], found: Any = measured, draw: Any = lambda _: {}) -> tuple[int, Path]:
         monkeypatch.setattr(isolate, "measure", lambda name, *_: found(name))
+        monkeypatch.setattr(training_check, "right", trained)
         monkeypatch.setattr(figures, "figures", draw)
         return compare.main([*arguments, "--out", str(tmp_path / "report")]), tmp_path / "report"
 

@@ -18,6 +18,7 @@ from tf_while.recipes import (
     scan_cycle,
 )
 from tf_while.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
+from tf_while.training import train
 from tf_while.transforms import (
     hvp_layers,
     jvp_layers,
@@ -49,6 +50,7 @@ __all__ = [
     "clip_layers",
     "empty_cache",
     "decode",
+    "train",
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",

@@ -147,7 +147,7 @@ def attend(q: tf.Tensor, *parts: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.T
     q = tf.reshape(q, [B, T, parts[0][0].shape[2], -1, e]) * e**-0.5  # [B, T, g, h / g, e]
     scores = [tf.einsum("btgre,bsge->bgrts", q, k) for k, _, _ in parts]
     scores = [tf.where(mask, s, s.dtype.min) for s, (_, _, mask) in zip(scores, parts, strict=True)]
-    weights = tf.split(tf.nn.softmax(tf.concat(scores, -1)), [s.shape[-1] for s in scores], -1)
+    weights = tf.split(tf.nn.softmax(tf.concat(scores, -1)), [tf.shape(s)[-1] for s in scores], -1)
     pairs = zip(weights, parts, strict=True)
     a = tf.add_n([tf.einsum("bgrts,bsge->btgre", w, v) for w, (_, v, _) in pairs])
     return tf.reshape(a, [B, T, h, e])

@@ -18,6 +18,7 @@ from torch_compile.recipes import (
     scan_cycle,
 )
 from torch_compile.stack import scan_apply_layers, scan_layers, unroll_apply_layers, unroll_layers
+from torch_compile.training import train
 from torch_compile.transforms import (
     hvp_layers,
     jvp_layers,
@@ -49,6 +50,7 @@ __all__ = [
     "clip_layers",
     "empty_cache",
     "decode",
+    "train",
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",

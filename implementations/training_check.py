@@ -1,0 +1,42 @@
+"""A small language model, trained: 50 steps of AdamW on the text of LICENSE, in each framework's own idiom.
+
+Rolled, compiled and in float32, as a user trains. What is right is NumPy's run in float64; its run in float32 says how
+far rounding alone leads in as many steps. Nothing here judges: `implementations/summary.py` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from implementations.interface import Implementation
+from reference import training
+from reference.stack import tree_map
+
+
+def check(implementation: Implementation, step: Callable[[str], None]) -> dict[str, Any]:
+    """The block "training" of one implementation."""
+    step(f"{training.STEPS} steps of training")
+    start = time.perf_counter()
+    inputs = tree_map(implementation.from_numpy, (training.init_params(), training.batches()))
+    try:
+        losses, params = implementation.train(*inputs, **training.OPTIONS)
+    except ModuleNotFoundError as error:  # a folder is of use without what only its optimizer needs
+        install = f"pip install --constraint constraints.txt {error.name}"
+        return {"status": "not run", "reason": str(error), "install": install}
+    return {
+        "status": "ok",
+        "losses": implementation.to_numpy(losses).tolist(),
+        "weight_norms": implementation.to_numpy(implementation.layer_norms(params["layers"])).tolist(),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def right() -> dict[str, Any]:
+    """The same by NumPy, in float64 and float32; once for all implementations."""
+    found: dict[str, Any] = {"N": training.N, **training.SIZES, "B": training.B, "T": training.T}
+    for dtype in ("float64", "float32"):
+        losses, _, weight_norms = training.train(dtype)
+        found[dtype] = {"losses": losses.tolist(), "weight_norms": weight_norms.tolist()}
+    return found
