@@ -1,4 +1,5 @@
-"""The figures: log-log against N, one panel for each implementation, never two frameworks in one panel.
+"""The figures: log-log against N, one panel for each implementation, never two frameworks in one panel. One is against
+the steps of a training.
 
 Each figure comes as single panels, which the page arranges by the width of the screen, and as one SVG file of them all.
 What a caption states is computed from the data, like every number.

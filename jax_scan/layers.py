@@ -124,7 +124,7 @@ def init_layer(layer: str, key: jax.Array, dtype: str = "float32", **sizes: int)
 
 def queries_keys_values(x: jax.Array, params: dict[str, Any], positions: jax.Array) -> tuple[jax.Array, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
-    n = _rms_norm(x, params["norm1"])
+    n = rms_norm(x, params["norm1"])
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
 
@@ -132,7 +132,7 @@ def queries_keys_values(x: jax.Array, params: dict[str, Any], positions: jax.Arr
 def finish(x: jax.Array, params: dict[str, Any], a: jax.Array) -> jax.Array:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
     x = x + _merge(a, params["out"]["w"])  # [B, T, d]
-    n = _rms_norm(x, params["norm2"])
+    n = rms_norm(x, params["norm2"])
     gate, up = (jnp.matmul(n, params[name]["w"], precision=HIGHEST) for name in ("gate", "up"))  # [B, T, f]
     return x + jnp.matmul(jax.nn.silu(gate) * up, params["down"]["w"], precision=HIGHEST)
 
@@ -178,7 +178,7 @@ def _layer_norm(x: jax.Array, params: dict[str, jax.Array], eps: float) -> jax.A
     return centred * lax.rsqrt(variance + eps) * params["scale"] + params["bias"]
 
 
-def _rms_norm(x: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
+def rms_norm(x: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
     return x * lax.rsqrt((x**2).mean(-1, keepdims=True) + EPS) * params["scale"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
-from jax_scan.layers import HIGHEST, LAYERS, _rms_norm
+from jax_scan.layers import HIGHEST, LAYERS, rms_norm
 from jax_scan.recipes import clip_layers
 from jax_scan.stack import scan_layers, unroll_layers
 from reference import arguments
@@ -28,7 +28,7 @@ def loss(params: dict[str, Any], batch: jax.Array, *, unroll: bool = False, rema
     stack: Callable[..., Any] = unroll_layers if unroll else partial(scan_layers, remat=remat)
     x = params["embedding"][batch[:, :-1]]  # [B, T, d]
     x, _ = stack(LAYERS["transformer_decoder"], params["layers"], x)
-    logits = jnp.matmul(_rms_norm(x, params["norm"]), params["head"], precision=HIGHEST)  # [B, T, V]
+    logits = jnp.matmul(rms_norm(x, params["norm"]), params["head"], precision=HIGHEST)  # [B, T, V]
     log_p = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(log_p, batch[:, 1:, None], -1).mean()
 
@@ -56,7 +56,7 @@ def train(
     arguments.check_form(form, remat)
     import optax  # here: what does not train does without it
 
-    # what its moments, which begin at 0, are divided by it computes in JAX's default dtype: with x64 in float64
+    # optax computes its corrections, 1 - b ** step, in JAX's default dtype: with x64 in float64, else some digits short
     optimizer = optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
 
     @jax.jit

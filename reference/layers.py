@@ -127,11 +127,11 @@ def transformer_decoder(carry: Array, params: dict[str, Any], window: Array | No
         up {w [d, f]}, down {w [f, d]}.
     """
     x, positions = carry, np.arange(carry.shape[1])
-    n = _rms_norm(x, params["norm1"])
+    n = rms_norm(x, params["norm1"])
     q, k = (_rotate(_einsum("btd,dhe->bthe", n, params[name]["w"]), positions) for name in ("query", "key"))
     a = _attend(q, k, _einsum("btd,dhe->bthe", n, params["value"]["w"]), _causal(positions, window))
     x = x + _einsum("bthe,hed->btd", a, params["out"]["w"])  # [B, T, d]
-    n = _rms_norm(x, params["norm2"])
+    n = rms_norm(x, params["norm2"])
     gate = _product(n, params["gate"]["w"])  # [B, T, f]
     h = gate / (1 + np.exp(-gate)) * _product(n, params["up"]["w"])
     return x + _product(h, params["down"]["w"]), None
@@ -142,26 +142,26 @@ def transformer_decoder_vjp(carry: Array, params: dict[str, Any], *window_and_co
     *window, dcarry, _ = window_and_cotangents
     x, positions = carry, np.arange(carry.shape[1])
     mask = _causal(positions, *window)
-    n1 = _rms_norm(x, params["norm1"])
+    n1 = rms_norm(x, params["norm1"])
     q, k = (_rotate(_einsum("btd,dhe->bthe", n1, params[name]["w"]), positions) for name in ("query", "key"))
     v = _einsum("btd,dhe->bthe", n1, params["value"]["w"])
     a = _attend(q, k, v, mask)
     x1 = x + _einsum("bthe,hed->btd", a, params["out"]["w"])
-    n2 = _rms_norm(x1, params["norm2"])
+    n2 = rms_norm(x1, params["norm2"])
     gate, up = _product(n2, params["gate"]["w"]), _product(n2, params["up"]["w"])
     s = 1 / (1 + np.exp(-gate))
 
     dh = _product(dcarry, params["down"]["w"].T)
     dgate, dup = dh * up * s * (1 + gate * (1 - s)), dh * gate * s
     dn2 = _product(dgate, params["gate"]["w"].T) + _product(dup, params["up"]["w"].T)
-    dx1, dnorm2 = _rms_norm_vjp(x1, params["norm2"], dn2)
+    dx1, dnorm2 = rms_norm_vjp(x1, params["norm2"], dn2)
     dx1 = dcarry + dx1
     dq, dk, dv = _attend_vjp(q, k, v, mask, _einsum("btd,hed->bthe", dx1, params["out"]["w"]))
     heads = {"query": _rotate(dq, -positions), "key": _rotate(dk, -positions), "value": dv}
     dn1 = np.zeros_like(n1)
     for name, dhead in heads.items():
         dn1 += _einsum("bthe,dhe->btd", dhead, params[name]["w"])
-    dx, dnorm1 = _rms_norm_vjp(x, params["norm1"], dn1)
+    dx, dnorm1 = rms_norm_vjp(x, params["norm1"], dn1)
     dparams = {
         "norm1": dnorm1,
         **{name: {"w": _einsum("btd,bthe->dhe", n1, dhead)} for name, dhead in heads.items()},
@@ -281,12 +281,12 @@ def _layer_norm_vjp(x: Array, params: dict[str, Array], dout: Array) -> tuple[Ar
     return dx, {"scale": (dout * n).sum((0, 1)), "bias": dout.sum((0, 1))}
 
 
-def _rms_norm(x: Array, params: dict[str, Array]) -> Array:
+def rms_norm(x: Array, params: dict[str, Array]) -> Array:
     normed: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * params["scale"]
     return normed
 
 
-def _rms_norm_vjp(x: Array, params: dict[str, Array], dout: Array) -> tuple[Array, dict[str, Array]]:
+def rms_norm_vjp(x: Array, params: dict[str, Array], dout: Array) -> tuple[Array, dict[str, Array]]:
     rms = np.sqrt((x**2).mean(-1, keepdims=True) + EPS)
     n, dn = x / rms, dout * params["scale"]
     return (dn - n * (dn * n).mean(-1, keepdims=True)) / rms, {"scale": (dout * n).sum((0, 1))}

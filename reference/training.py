@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reference.cases import layer_params
-from reference.layers import Array, _rms_norm, _rms_norm_vjp, transformer_decoder, transformer_decoder_vjp
+from reference.layers import Array, rms_norm, rms_norm_vjp, transformer_decoder, transformer_decoder_vjp
 from reference.stack import run_layers, run_layers_vjp, tree_map
 
 TEXT = Path(__file__).parents[1] / "LICENSE"
@@ -89,7 +89,7 @@ def loss_and_gradients(params: dict[str, Any], batch: Array) -> tuple[Any, dict[
     carry, n, log_p = _forward(params, batch)
     tokens, targets = batch[:, :-1], batch[:, 1:]
     dlogits = (np.exp(log_p) - np.eye(log_p.shape[-1], dtype=log_p.dtype)[targets]) / targets.size  # [B, T, V]
-    dcarry, dnorm = _rms_norm_vjp(carry, params["norm"], dlogits @ params["head"].T)
+    dcarry, dnorm = rms_norm_vjp(carry, params["norm"], dlogits @ params["head"].T)
     layer = transformer_decoder, transformer_decoder_vjp
     x = params["embedding"][tokens]
     _, (dlayers, dx, _) = run_layers_vjp(*layer, params["layers"], x, cotangents=(dcarry, None))
@@ -108,7 +108,7 @@ def _forward(params: dict[str, Any], batch: Array) -> tuple[Array, Array, Array]
     """The carry behind the layers and what its norm makes of it, [B, T, d], and log probabilities [B, T, V]."""
     x = params["embedding"][batch[:, :-1]]
     carry, _ = run_layers(transformer_decoder, params["layers"], x)
-    n = _rms_norm(carry, params["norm"])
+    n = rms_norm(carry, params["norm"])
     logits = n @ params["head"]
     logits = logits - np.real(logits).max(-1, keepdims=True)
     return carry, n, logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -20,7 +20,7 @@ from implementations import NAMES, REQUIRES, load  # noqa: E402
 
 # Two processes run the tests, each file as a whole in one of them, one framework after the other: programs compiled for
 # one test serve the next. What takes longest comes first.
-SLOWEST_FIRST = ("test_program_size", "test_layers", "test_capabilities", "test_composition", "test_numerics")
+SLOWEST_FIRST = ("test_program_size", "test_layers", "test_training_parity", "test_capabilities", "test_composition")
 
 
 def pytest_collection_modifyitems(items):

@@ -41,7 +41,7 @@ def expected(dtype, windows=WINDOWS):
     return {"x": x}
 
 
-LAYERS = {}  # by implementation: one object each, so that each is compiled once
+LAYERS: dict = {}  # by implementation: one object each, so that each is compiled once
 
 
 def run(implementation, windows=WINDOWS):

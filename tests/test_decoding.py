@@ -94,6 +94,7 @@ def test_a_donated_cache_is_copied_by_slices_alone():
         run, arrays = step(implementation, hold)
         of_cache = (len(arrays) - 3, len(arrays) - 2)
         memory = jax.jit(run, donate_argnums=of_cache).lower(*arrays).compile().memory_analysis()
+        assert memory is not None
         assert memory.alias_size_in_bytes == CACHE_BYTES
         copied[hold] = memory.temp_size_in_bytes
     assert copied["slices"] > CACHE_BYTES

@@ -197,11 +197,11 @@ def test_encoder_is_what_its_docstring_says() -> None:
     new = np.empty_like(x)
     for b, t in np.ndindex(x.shape[:2]):
         mixed = params["out"]["bias"].copy()
-        for h in range(params["out"]["w"].shape[0]):
-            q, ks, vs = (x[b] @ params[n]["w"][:, h] + params[n]["bias"][h] for n in ("query", "key", "value"))
+        for i in range(params["out"]["w"].shape[0]):
+            q, ks, vs = (x[b] @ params[n]["w"][:, i] + params[n]["bias"][i] for n in ("query", "key", "value"))
             scores = [q[t] @ ks[s] / np.sqrt(len(q[t])) for s in range(x.shape[1]) if mask[b, s]]
             weights = np.exp(scores) / np.exp(scores).sum()
-            mixed += weights @ vs[mask[b]] @ params["out"]["w"][h]
+            mixed += weights @ vs[mask[b]] @ params["out"]["w"][i]
         y = normed(x[b, t] + mixed, params["norm1"], 1e-12)
         h = y @ params["up"]["w"] + params["up"]["bias"]
         h = np.array([0.5 * a * (1 + math.erf(a / math.sqrt(2))) for a in h])

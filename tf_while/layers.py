@@ -122,7 +122,7 @@ def init_layer(layer: str, key: tf.Tensor, dtype: str = "float32", **sizes: int)
 
 def queries_keys_values(x: tf.Tensor, params: dict[str, Any], positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
-    n = _rms_norm(x, params["norm1"])
+    n = rms_norm(x, params["norm1"])
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
 
@@ -130,7 +130,7 @@ def queries_keys_values(x: tf.Tensor, params: dict[str, Any], positions: tf.Tens
 def finish(x: tf.Tensor, params: dict[str, Any], a: tf.Tensor) -> tf.Tensor:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
     x = x + _merge(a, params["out"]["w"])  # [B, T, d]
-    n = _rms_norm(x, params["norm2"])
+    n = rms_norm(x, params["norm2"])
     gate, up = (tf.tensordot(n, params[name]["w"], 1) for name in ("gate", "up"))  # [B, T, f]
     return x + tf.tensordot(gate * tf.sigmoid(gate) * up, params["down"]["w"], 1)
 
@@ -177,7 +177,7 @@ def _layer_norm(x: tf.Tensor, params: dict[str, tf.Tensor], eps: float) -> tf.Te
     return centred * tf.math.rsqrt(variance + eps) * params["scale"] + params["bias"]
 
 
-def _rms_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tf.Tensor:
+def rms_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tf.Tensor:
     return x * tf.math.rsqrt(tf.reduce_mean(x**2, -1, keepdims=True) + EPS) * params["scale"]
 
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from reference import arguments
 from tf_while.edges import compile
-from tf_while.layers import LAYERS, _rms_norm
+from tf_while.layers import LAYERS, rms_norm
 from tf_while.recipes import clip_layers
 from tf_while.stack import scan_layers, unroll_layers
 from tf_while.trees import filled, flatten, map_arrays
@@ -30,7 +30,7 @@ def loss(params: dict[str, Any], batch: tf.Tensor, *, unroll: bool = False, rema
     stack: Callable[..., Any] = unroll_layers if unroll else partial(scan_layers, remat=remat)
     x = tf.gather(params["embedding"], batch[:, :-1])  # [B, T, d]
     x, _ = stack(LAYERS["transformer_decoder"], params["layers"], x)
-    logits = tf.tensordot(_rms_norm(x, params["norm"]), params["head"], 1)  # [B, T, V]
+    logits = tf.tensordot(rms_norm(x, params["norm"]), params["head"], 1)  # [B, T, V]
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch[:, 1:], logits))
 
 

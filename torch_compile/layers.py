@@ -130,7 +130,7 @@ def init_layer(layer: str, key: torch.Generator, dtype: str = "float32", **sizes
 
 def queries_keys_values(x: torch.Tensor, params: dict[str, Any], positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
-    n = _rms_norm(x, params["norm1"])
+    n = rms_norm(x, params["norm1"])
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
 
@@ -138,7 +138,7 @@ def queries_keys_values(x: torch.Tensor, params: dict[str, Any], positions: torc
 def finish(x: torch.Tensor, params: dict[str, Any], a: torch.Tensor) -> torch.Tensor:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
     x = x + _merge(a, params["out"]["w"])  # [B, T, d]
-    n = _rms_norm(x, params["norm2"])
+    n = rms_norm(x, params["norm2"])
     gate, up = (torch.matmul(n, params[name]["w"]) for name in ("gate", "up"))  # [B, T, f]
     return x + torch.matmul(F.silu(gate) * up, params["down"]["w"])
 
@@ -190,7 +190,7 @@ def _layer_norm(x: torch.Tensor, params: dict[str, torch.Tensor], eps: float) ->
     return centred * torch.rsqrt(variance + eps) * params["scale"] + params["bias"]
 
 
-def _rms_norm(x: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
     return x * torch.rsqrt((x**2).mean(-1, keepdim=True) + EPS) * params["scale"]
 
 

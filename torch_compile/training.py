@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from reference import arguments
 from torch_compile.edges import compile
-from torch_compile.layers import LAYERS, _rms_norm
+from torch_compile.layers import LAYERS, rms_norm
 from torch_compile.recipes import clip_layers
 from torch_compile.stack import scan_layers, unroll_layers
 from torch_compile.trees import flatten, flatten_like, map_arrays
@@ -32,7 +32,7 @@ def loss(
     stack: Callable[..., Any] = unroll_layers if unroll else partial(scan_layers, remat=remat)
     x = F.embedding(batch[:, :-1], params["embedding"])  # [B, T, d]
     x, _ = stack(LAYERS["transformer_decoder"], params["layers"], x)
-    logits = torch.matmul(_rms_norm(x, params["norm"]), params["head"])  # [B, T, V]
+    logits = torch.matmul(rms_norm(x, params["norm"]), params["head"])  # [B, T, V]
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten().long())
 
 
