@@ -19,11 +19,11 @@ from tests.dialect import flat, from_numpy, ops
 from tests.laws import assert_bounded, assert_constant, assert_grows, assert_memory_a_layer, assert_no_copy
 
 DEPTHS = (2, 3, 8, 64, 512)
-SLOW_DEPTHS = (2, 64, 512)  # for the two programs that torch takes eight seconds to write
+SLOW_DEPTHS = (2, 64, 512)  # for the programs that torch takes four seconds and more to write
 TWIN_DEPTHS = (2, 3, 5)
 T, D, F, BATCH = 16, 32, 64, 2
 K = 3  # layers a step, or a group
-CYCLE = (6, 7, 66, 65, 8)  # every remainder of N by K; where compiling takes long, the first three
+CYCLE = (7, 67, 6, 65, 8)  # every remainder of N by K; where compiling takes long, the first of these
 TIMES = 8  # the stated constant: with K layers a step never more than this many times the program with one
 CARRY = T * D * 4  # bytes
 SHAPES = {
@@ -39,10 +39,9 @@ MEMORY = {
     "gradient": (2, 512),
     "remat=True": (2, 512),
     "jvp_layers": (2, 512),
-    "remat=k": (6, 66),
-    "unroll=k": (6, 66),
-    "remat=True, unroll=k": (6, 66),
-    "gradient, unrolled": (2, 5),
+    "remat=k": (7, 67),
+    "unroll=k": (7, 67),
+    "remat=True, unroll=k": (7, 67),
     "copies the weights": (2, 64),
 }
 # In torch and TensorFlow the same programs: there a layer is recomputed in any case.
@@ -149,7 +148,8 @@ def size(name, form, N):
     more = [(N, *shape) for shape in more[:-1]] + more[-1:] if len(more) == NUM_PARAMS + 1 else more
     given = from_numpy(implementation, [*arrays(N), *(rng.standard_normal(s).astype(np.float32) for s in more)])
     cotangent = from_numpy(implementation, np.ones((T, D), np.float32)) if gradient else None
-    return implementation.graph_size(apply, *given, cotangent=cotangent, memory=N in MEMORY.get(form, ()))
+    memory = name == "jax_scan" or N in MEMORY.get(form, ())  # where it costs nothing
+    return implementation.graph_size(apply, *given, cotangent=cotangent, memory=memory)
 
 
 def sizes(implementation, form, depths):
@@ -163,14 +163,16 @@ def loops(implementation, form):
 @pytest.mark.parametrize("form", ROLLED)
 def test_rolled_has_one_size(implementation, form):
     who = f"{implementation.__name__}, {form}"
-    slow = implementation.__name__ == "torch_compile" and form in ("hvp_layers", "vmap_vjp_layers")
+    slow = implementation.__name__ == "torch_compile" and form.endswith("_layers")
     assert_constant(who, sizes(implementation, form, SLOW_DEPTHS if slow else DEPTHS), loops(implementation, form))
 
 
 @pytest.mark.parametrize("form", ["unroll=k", "remat=k"])
 def test_several_layers_a_step_stay_below_one_size(implementation, form):
     who, rolled = f"{implementation.__name__}, {form}", size(implementation.__name__, "gradient", 2)
-    found = sizes(implementation, form, CYCLE if implementation.__name__ == "jax_scan" else CYCLE[:3])
+    found = sizes(
+        implementation, form, CYCLE[: {"jax_scan": 5, "torch_compile": 2, "tf_while": 3}[implementation.__name__]]
+    )
     assert_bounded(who, found, rolled, TIMES, loops(implementation, form))
 
 
@@ -195,12 +197,12 @@ def test_remat_keeps_one_carry_a_layer(implementation):
 
 
 def test_remat_with_several_layers_a_step_keeps_one_carry_a_layer(implementation):
-    found = sizes(implementation, "remat=True, unroll=k", (6, 66))
+    found = sizes(implementation, "remat=True, unroll=k", (7, 67))
     assert_memory_a_layer(f"{implementation.__name__}, remat=True, unroll={K}", found, CARRY, 2 * CARRY + 8)
 
 
 def test_remat_of_groups_keeps_one_carry_a_group(implementation):
-    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, "remat=k", (6, 66))
+    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, "remat=k", (7, 67))
     # in torch the cotangent of each group too, and another array of that size
     times = 3 if implementation.__name__ == "torch_compile" else 1
     assert_memory_a_layer(who, found, CARRY / K, times * CARRY / K + 8)

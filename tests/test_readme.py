@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from implementations import NAMES
+from reference import training
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp, tree_map
 from tests import outside
 from tests.conftest import loaded
@@ -64,7 +65,7 @@ def test_definition_is_the_reference():
 
 def test_every_block_is_run():
     """A block of Python in the README is one that a test here asks for, by these words."""
-    tested = [*FIRST.values(), *LAYERS.values(), *RECIPES, "vjp_layers", "empty_cache", "export"]
+    tested = [*FIRST.values(), *LAYERS.values(), *RECIPES, "vjp_layers", "empty_cache", "stacks.train", "export"]
     assert [code for code in BLOCKS[1:] if not any(words in code for words in tested)] == []
 
 
@@ -165,6 +166,14 @@ def test_decoding_one_more_token(implementation):
     y, last = (implementation.to_numpy(array) for array in (shown.y, shown.last))
     np.testing.assert_allclose(last, y[:, -1:], rtol=1e-4, atol=1e-5)
     assert abs(y - implementation.to_numpy(sequence)).max() > 1
+
+
+def test_training_is_called_as_shown(implementation):
+    weights, batches = from_numpy(implementation, (training.init_params(), training.batches()[:2]))
+    with quick_compiler(implementation):
+        shown = run(block("stacks.train"), stacks=implementation, weights=weights, batches=batches)
+    losses = implementation.to_numpy(shown.losses)
+    np.testing.assert_allclose(losses, training.train("float64").losses[:2], rtol=1e-5)
 
 
 # Recipes.
