@@ -39,7 +39,7 @@ class Mode(NamedTuple):
     unrolled: tuple[int, ...]
     alternatives: tuple[int, ...]
     cases: dict[str, tuple[str, ...]]  # dtype -> names
-    gradients: bool  # of the rolled form, at the same depths
+    rolled_gradients: tuple[int, ...]
     unrolled_gradients: tuple[int, ...]
     alternative_gradients: bool
     patience: float  # seconds: a form is not tried deeper once a compilation has taken longer
@@ -52,7 +52,7 @@ class Mode(NamedTuple):
     twins: tuple[int, ...] = ()  # depths of the unrolled form of the general stack
     checkpoint: bool = False  # a trained network, on sentences
     training: bool = False  # of a small language model
-    slow_gradients: bool = False  # its gradient also where that takes ten seconds a program, which is in torch
+    slow: bool = False  # both in torch too, where a gradient of these takes ten seconds and more to compile
 
 
 FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
@@ -63,16 +63,16 @@ DENSE = (
     *(f"gradient, remat={programs.K}", "gradient, unrolled"),
 )
 MODES = {
-    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, False, (), False, 5, 1, 0.3, {}),
+    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, (), (), False, 5, 1, 0.3, {}),
     "default": Mode(
-        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, True, (4, 16), False,
-        10, 3, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 16),
+        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (4, 16),
+        False, 10, 2, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 16),
         checkpoint=True, training=True,
     ),
     "full": Mode(
-        DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), True, DEPTHS, True,
+        DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), DEPTHS, DEPTHS, True,
         20, 3, 2.0, {"mlp": programs.NAMES}, linear=(256, 1024), program_depths=(23, 511), stepped=(64,),
-        twins=(2, 4, 16), checkpoint=True, training=True, slow_gradients=True,
+        twins=(2, 4, 16), checkpoint=True, training=True, slow=True,
     ),
 }  # fmt: skip
 
@@ -81,11 +81,12 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     """Everything about one implementation, as plain data."""
     start = time.perf_counter()
     implementation = load(name)
-    groups = [(gradient, N) for gradient in (False, True)[: 1 + mode.gradients] for N in depths(mode)]
+    gradients = {*mode.rolled_gradients, *mode.unrolled_gradients}
+    groups = [(False, N) for N in depths(mode)] + [(True, N) for N in depths(mode) if N in gradients]
     general = general_programs(implementation, mode)
     total = 1 + sum(map(len, mode.cases.values())) + sum(len(forms(implementation, mode, *group)) for group in groups)
-    gradients = mode.slow_gradients or name != "torch_compile"
-    total += len(mode.linear) + len(general) + (checkpoint_check.steps(gradients) if mode.checkpoint else 0)
+    slow = mode.slow or name != "torch_compile"
+    total += len(mode.linear) + len(general) + (checkpoint_check.steps(slow) if mode.checkpoint else 0)
     total += mode.training
     done = 0
 
@@ -108,8 +109,8 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     for program, N in general:
         step(f"{program.name} N={N}")
         general_sizes.append(programs.size(implementation, program, N))
-    checkpoint = checkpoint_check.check(implementation, gradients, step) if mode.checkpoint else None
-    training = training_check.check(implementation, step) if mode.training else None
+    checkpoint = checkpoint_check.check(implementation, slow, step) if mode.checkpoint else None
+    training = training_check.check(implementation, slow, step) if mode.training else None
     return {
         "name": name,
         "status": "ok",
@@ -154,7 +155,7 @@ def general_programs(implementation: Implementation, mode: Mode) -> list[tuple[p
 def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) -> dict[str, tuple[Any, Any]]:
     """Form -> (apply, compiler) of what is measured at depth N. Gradients of alternatives are for the full run."""
     chosen: dict[str, tuple[Any, Any]] = {}
-    if N in mode.rolled:
+    if N in (mode.rolled_gradients if gradient else mode.rolled):
         chosen["rolled"] = implementation.scan_apply_layers, implementation.compile
     if N in (mode.unrolled_gradients if gradient else mode.unrolled):
         chosen["unrolled"] = implementation.unroll_apply_layers, implementation.compile
@@ -215,7 +216,8 @@ def measure_depth(
                 seconds.append(implementation.compile_seconds(apply, weights, x, **extra))
             if min(seconds) > mode.patience:
                 given_up.add((gradient, form))
-            sizes.append(at | implementation.graph_size(apply, weights, x, **extra))
+            memory = form in ("rolled", "unrolled")  # which torch has to build and run for
+            sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
         rows[form] = at | {"compile_seconds": seconds}
         programs[form] = partial(_program(implementation, apply, compiler, gradient), *args)
     programs["read"] = reader(implementation.to_numpy(weights))
@@ -294,7 +296,13 @@ def main() -> None:
     arguments = parser.parse_args()
     mode = MODES[arguments.mode]
     if arguments.depths:
-        asked = dict.fromkeys(("rolled", "unrolled", "unrolled_gradients", "alternatives"), arguments.depths)
+        kinds = (
+            "rolled",
+            "unrolled",
+            "alternatives",
+            *(("rolled_gradients", "unrolled_gradients") if mode.rolled_gradients else ()),
+        )
+        asked = dict.fromkeys(kinds, arguments.depths)
         mode = mode._replace(**asked)
     pin()
 

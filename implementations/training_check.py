@@ -15,9 +15,12 @@ from reference import training
 from reference.stack import tree_map
 
 
-def check(implementation: Implementation, step: Callable[[str], None]) -> dict[str, Any]:
-    """The block "training" of one implementation."""
+def check(implementation: Implementation, slow: bool, step: Callable[[str], None]) -> dict[str, Any]:
+    """The block "training" of one implementation; where it is slow to compile, only if that is asked for."""
     step(f"{training.STEPS} steps of training")
+    if not slow:
+        reason = "its compilation takes half a minute, which the full run takes"
+        return {"status": "not run", "reason": reason, "install": "python -m implementations --full"}
     start = time.perf_counter()
     inputs = tree_map(implementation.from_numpy, (training.init_params(), training.batches()))
     try:

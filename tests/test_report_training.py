@@ -125,7 +125,7 @@ def test_what_is_measured_is_the_training_of_the_reference() -> None:
     given: list[Any] = []
     said: list[str] = []
     found = results()
-    found["training"], block = training_check.right(), training_check.check(fake(train), said.append)
+    found["training"], block = training_check.right(), training_check.check(fake(train), True, said.append)
     ((params, batches, options),) = given
     np.testing.assert_array_equal(params["embedding"], training.init_params()["embedding"], strict=True)
     np.testing.assert_array_equal(batches, training.batches(), strict=True)
@@ -141,10 +141,17 @@ def test_a_missing_optimizer_is_said() -> None:
     def train(*_: Any, **__: Any) -> Any:
         raise ModuleNotFoundError("No module named 'optax'", name="optax")
 
-    block = training_check.check(fake(train), lambda _: None)
+    block = training_check.check(fake(train), True, lambda _: None)
     assert block["status"] == "not run"
     assert block["install"] == "pip install --constraint constraints.txt optax"
 
 
 def test_a_quick_run_does_not_train() -> None:
     assert [name for name, mode in measure.MODES.items() if mode.training] == ["default", "full"]
+
+
+def test_where_it_is_slow_it_is_not_run_unasked():
+    block = training_check.check(fake(None), False, lambda _: None)
+    assert block["status"] == "not run"
+    assert "--full" in block["install"]
+    assert measure.MODES["full"].slow

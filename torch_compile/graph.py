@@ -60,7 +60,11 @@ def graph_size(
         captured.append(_nodes(graph))
         return compile_fx(graph, inputs, inner_compile=inner)
 
-    with torch._inductor.config.patch(force_disable_caches=True):  # a program found in a cache comes without its code
+    # AOTAutograd's cache would skip `inner`, and what is not built must be in none
+    config, setting = (
+        (torch._functorch, "enable_autograd_cache") if memory else (torch._inductor, "force_disable_caches")
+    )
+    with config.config.patch(**{setting: not memory}):
         # isolate_recompiles: see `compile` in edges.py
         program = torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         _run(program, args, cotangent)
