@@ -212,6 +212,21 @@ def test_the_other_gelu_is_caught(monkeypatch):
             assert_layers("gelu", actual, name, "float32")
 
 
+def test_rotary_positions_of_keys_off_by_one_are_caught(monkeypatch):
+    """Of the keys alone: what turns queries and keys alike changes nothing."""
+    folder, calls = importlib.import_module("jax_scan.layers"), []
+
+    def shifted(q, positions):
+        calls.append(positions)
+        return rotate(q, positions + (len(calls) % 2 == 0))
+
+    rotate = folder._rotate
+    monkeypatch.setattr(folder, "_rotate", shifted)
+    actual = run(loaded("jax_scan"), "transformer_decoder", "scan_layers", "float32")
+    with pytest.raises(AssertionError, match="observed an error"):
+        assert_layers("rotary", actual, "transformer_decoder", "float32")
+
+
 # First values.
 
 
