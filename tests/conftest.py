@@ -45,6 +45,8 @@ def _programs_of_one_file():
     gc.collect()
 
 
+gc.set_threshold(50_000, 20, 50)  # compilers make objects by the million, few of them in cycles
+
 settings.register_profile("bounded", derandomize=True, deadline=None, max_examples=15)
 settings.load_profile("bounded")
 

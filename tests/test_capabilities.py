@@ -117,9 +117,7 @@ PROBES = {
     "a parameter shared by all layers": gradient_of(probes.shared_parameter, W, X, probes.B),
     "a closed-over value gets its gradient": gradient_of(probes.closed_over, W, X, probes.B),
     "gradient of a compiled stack": probes.gradient_of_a_compiled_stack,
-    "layers that end in tanh, sigmoid, exp, softmax": gradient_of(
-        probes.activations, W, X, compiled=True, compiler=lambda probe: probe
-    ),
+    "layers that end in tanh, sigmoid, exp, softmax": gradient_of(probes.activations, W, X, compiled=True),
     "frozen parameters, frozen carry": probes.frozen,
     "`vjp_layers`, compiled": probes_transforms.vjp,
     "`jvp_layers`, compiled": probes_transforms.jvp,

@@ -53,6 +53,7 @@ def test_worked_example(implementation):
         assert implementation.to_numpy(apply(weights, x)).tolist() == [4, 3]
 
 
+@pytest.mark.usefixtures("without_inductor")
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("N", [0, 1])
 def test_shallowest_stacks(implementation, N, dtype):

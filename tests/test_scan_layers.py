@@ -60,7 +60,7 @@ def test_the_twin_of_odd_layers(implementation, name):
     assert_right(implementation, name, 5, form="unroll_layers")
 
 
-@pytest.mark.parametrize(("N", "options"), [(5, {}), (5, {"reverse": True, "remat": 2}), (4, {"remat": 3})], ids=str)
+@pytest.mark.parametrize(("N", "options"), [(5, {}), (4, {"reverse": True, "remat": 3})], ids=str)
 def test_compiled_by_the_user(implementation, N, options):
     """In torch by Inductor, where most of its scan's defects are; also where one layer is left over by the groups."""
     assert_right(implementation, "cell", N, compiled=True, use="inductor", **options)

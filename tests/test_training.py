@@ -109,9 +109,3 @@ def test_numpy_learns():
 @pytest.mark.parametrize("form", ["scan_layers", "unroll_layers"])
 def test_the_losses_are_those_of_numpy(implementation, form, dtype):
     check(implementation, form, dtype)
-
-
-def test_the_losses_are_those_of_numpy_under_inductor():
-    from tests.conftest import loaded
-
-    check(loaded("torch_compile"), "scan_layers", "float32")

@@ -7,10 +7,10 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_faq.html
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -49,8 +49,7 @@ def graph_size(
     def inner(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
         lowered.append(_nodes(graph))
         results = graph.graph.output_node().args[0]
-        built = contextlib.nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", lambda *_: None)
-        with built:
+        with nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", lambda *_: None):
             program = compile_fx_inner(graph, inputs, **options)
         code.append(program.source_code)  # type: ignore[attr-defined]
         # what is not built is not run: results of the right shape are enough to get at the backward graph
@@ -61,11 +60,8 @@ def graph_size(
         return compile_fx(graph, inputs, inner_compile=inner)
 
     # AOTAutograd's cache would skip `inner`, and what is not built must be in none
-    config, setting = (
-        (torch._functorch, "enable_autograd_cache") if memory else (torch._inductor, "force_disable_caches")
-    )
-    with config.config.patch(**{setting: not memory}):
-        # isolate_recompiles: see `compile` in edges.py
+    functorch, inductor = torch._functorch.config, torch._inductor.config
+    with functorch.patch(enable_autograd_cache=False), inductor.patch(force_disable_caches=not memory):
         program = torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         _run(program, args, cotangent)
     counts = {
