@@ -1,7 +1,8 @@
 """Layers, each a scan body: `layer(carry, params) -> (new_carry, y)`.
 
 Line-parallel with `reference/layers.py` and with the other frameworks' `layers.py`. What frameworks choose differently
-by default (precision, eps, flavours) is explicit in every layer. Shapes are checked: words in `reference/shapes.py`.
+by default (precision, eps, flavours) is explicit in every layer. Shapes are checked, in the words of
+`reference/shapes.py`; those of `dense` by its stack.
 Source: https://docs.jax.dev/en/latest/_autosummary/jax.numpy.einsum.html
 """
 
@@ -69,7 +70,6 @@ def transformer_decoder(
     params: norm1 and norm2 {scale [d]}, query {w [d, h, e]}, key and value {w [d, g, e]}, out {w [h, e, d]}, gate and
         up {w [d, f]}, down {w [f, d]}.
     """
-    shapes.check(as_leaf, "transformer_decoder", carry, params)
     positions = jnp.arange(carry.shape[1])
     q, k, v = queries_keys_values(carry, params, positions)
     return finish(carry, params, attend(q, (k, v, causal(positions, positions, window)))), None
@@ -114,7 +114,7 @@ def init_layers(layer: str, seed: int, num_layers: int, dtype: str = "float32", 
 
 def init_layer(layer: str, key: jax.Array, dtype: str = "float32", **sizes: int) -> Any:
     """Params of one layer."""
-    keys = iter(jax.random.split(key, 16))  # no layer has as many arrays
+    keys = iter(jax.random.split(key, 16))  # no layer draws as many arrays
 
     def normal(shape: tuple[int, ...], scale: float) -> jax.Array:
         return scale * jax.random.normal(next(keys), shape, dtype)
@@ -124,6 +124,7 @@ def init_layer(layer: str, key: jax.Array, dtype: str = "float32", **sizes: int)
 
 def queries_keys_values(x: jax.Array, params: dict[str, Any], positions: jax.Array) -> tuple[jax.Array, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
+    shapes.check(as_leaf, "transformer_decoder", x, params)
     n = rms_norm(x, params["norm1"])
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
@@ -179,6 +180,7 @@ def _layer_norm(x: jax.Array, params: dict[str, jax.Array], eps: float) -> jax.A
 
 
 def rms_norm(x: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
+    """x / sqrt(mean(x**2) + EPS) * scale, over the last axis."""
     return x * lax.rsqrt((x**2).mean(-1, keepdims=True) + EPS) * params["scale"]
 
 

@@ -102,16 +102,18 @@ def scan_cycle(
     cycle: one layer, or `cycled(...)` of those that come in turn. prefix, suffix: (layer, params) of the layers before
     it, and of those after it that make no whole cycle: they are in the graph one by one, the cycles once.
     Returns (carry, (ys of the prefix, ys of scan_layers, ys of the suffix))."""
-    before, after = [], []
-    carry = init
-    for layer, params in prefix:
-        carry, y = layer(carry, params)
-        before.append(y)
+    carry, before = _in_turn(prefix, init)
     carry, ys = scan_layers(cycle, stacked_params, carry, xs, **options)
-    for layer, params in suffix:
-        carry, y = layer(carry, params)
-        after.append(y)
+    carry, after = _in_turn(suffix, carry)
     return carry, (before, ys, after)
+
+
+def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list[Any]]:
+    ys = []
+    for layer, params in layers:
+        carry, y = layer(carry, params)
+        ys.append(y)
+    return carry, ys
 
 
 def layer_norms(stacked: Any) -> jax.Array:

@@ -72,7 +72,7 @@ def check(as_leaf: AsLeaf, layer: str, carry: Any, params: Any) -> None:
 def _check_axes(shape: tuple[int | None, ...] | None, axes: str, path: str, sizes: dict[str, int | None]) -> None:
     if shape is None:
         return
-    symbols = [axis for axis in axes.split() if axis not in ("->", "...")]
+    symbols = _symbols(axes)
     fits = len(shape) >= len(symbols) if "..." in axes else len(shape) == len(symbols)
     for symbol, size in zip(symbols, shape[len(shape) - len(symbols) :], strict=False) if fits else ():
         known = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)
@@ -128,9 +128,13 @@ def shape_and_scale(axes: str, sizes: dict[str, int]) -> tuple[tuple[int, ...], 
         TypeError: "sizes: expected a size for d of 'd -> f', got {'f': 16}"
     """
     summed = axes.partition("->")[0].split() if "->" in axes else []
-    symbols = [axis for axis in axes.split() if axis not in ("->", "...")]
+    symbols = _symbols(axes)
     missing = [s for s in symbols if not s.isdigit() and s not in sizes]
     if missing:
         raise TypeError(f"sizes: expected a size for {', '.join(missing)} of {axes!r}, got {sizes}")
     size = {s: int(s) if s.isdigit() else sizes[s] for s in symbols}
     return tuple(size[s] for s in symbols), math.prod(size[s] for s in summed) ** -0.5
+
+
+def _symbols(axes: str) -> list[str]:
+    return [axis for axis in axes.split() if axis not in ("->", "...")]

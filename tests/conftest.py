@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_file():
-    """What a file has compiled serves no other: dropped, it takes no memory, and no time of the garbage collector."""
+    """What a file has compiled serves no other, and would keep gigabytes."""
     yield
     if "torch_compile" in sys.modules:
         sys.modules["torch"]._dynamo.reset()
@@ -44,8 +44,6 @@ def _programs_of_one_file():
         sys.modules["jax"].clear_caches()
     gc.collect()
 
-
-gc.set_threshold(50_000, 20, 50)  # compilers make objects by the million, few of them in cycles
 
 settings.register_profile("bounded", derandomize=True, deadline=None, max_examples=15)
 settings.load_profile("bounded")

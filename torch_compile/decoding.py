@@ -2,7 +2,7 @@
 
 A decoder reads, in each layer, the keys and values of all positions before. Kept, they need not be made again; but a
 scan that takes the cache of each layer and returns it whole copies every cache for every token. `decode` can hold it in
-three ways, of which one copies nothing but what is new.
+three ways; in one of them only what is new comes out of the scan, and is written into the cache once, behind it.
 Source: https://docs.pytorch.org/docs/2.13/generated/torch.Tensor.index_copy.html
 """
 
@@ -40,6 +40,7 @@ def decode(
 
     Raises:
         TypeError, ValueError: words in `reference/shapes.py`. That position + t is at most S is checked for an int.
+    Limits: of an array the value is not looked at; where it does not fit, frameworks differ in what they do.
     """
     shapes.check_cache(as_leaf, x, cache, position, hold)
     position = torch.as_tensor(position, device=x.device)

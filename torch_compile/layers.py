@@ -1,7 +1,8 @@
 """Layers, each a scan body: `layer(carry, params) -> (new_carry, y)`.
 
 Line-parallel with `reference/layers.py` and with the other frameworks' `layers.py`. What frameworks choose differently
-by default (precision, eps, flavours) is explicit in every layer. Shapes are checked: words in `reference/shapes.py`.
+by default (precision, eps, flavours) is explicit in every layer. Shapes are checked, in the words of
+`reference/shapes.py`; those of `dense` by its stack.
 Source: https://docs.pytorch.org/docs/2.13/generated/torch.nn.functional.scaled_dot_product_attention.html
 """
 
@@ -68,7 +69,6 @@ def transformer_decoder(
     params: norm1 and norm2 {scale [d]}, query {w [d, h, e]}, key and value {w [d, g, e]}, out {w [h, e, d]}, gate and
         up {w [d, f]}, down {w [f, d]}.
     """
-    shapes.check(as_leaf, "transformer_decoder", carry, params)
     positions = torch.arange(carry.shape[1], device=carry.device)
     q, k, v = queries_keys_values(carry, params, positions)
     return finish(carry, params, attend(q, (k, v, causal(positions, positions, window)))), None
@@ -130,6 +130,7 @@ def init_layer(layer: str, key: torch.Generator, dtype: str = "float32", **sizes
 
 def queries_keys_values(x: torch.Tensor, params: dict[str, Any], positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
+    shapes.check(as_leaf, "transformer_decoder", x, params)
     n = rms_norm(x, params["norm1"])
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
@@ -191,6 +192,7 @@ def _layer_norm(x: torch.Tensor, params: dict[str, torch.Tensor], eps: float) ->
 
 
 def rms_norm(x: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+    """x / sqrt(mean(x**2) + EPS) * scale, over the last axis."""
     return x * torch.rsqrt((x**2).mean(-1, keepdim=True) + EPS) * params["scale"]
 
 

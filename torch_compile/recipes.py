@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from torch_compile.edges import cached
 from torch_compile.loops import Layer
@@ -112,22 +111,24 @@ def scan_cycle(
     cycle: one layer, or `cycled(...)` of those that come in turn. prefix, suffix: (layer, params) of the layers before
     it, and of those after it that make no whole cycle: they are in the graph one by one, the cycles once.
     Returns (carry, (ys of the prefix, ys of scan_layers, ys of the suffix))."""
-    before, after = [], []
-    carry = init
-    for layer, params in prefix:
-        carry, y = layer(carry, params)
-        before.append(y)
+    carry, before = _in_turn(prefix, init)
     carry, ys = scan_layers(cycle, stacked_params, carry, xs, **options)
-    for layer, params in suffix:
-        carry, y = layer(carry, params)
-        after.append(y)
+    carry, after = _in_turn(suffix, carry)
     return carry, (before, ys, after)
+
+
+def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list[Any]]:
+    ys = []
+    for layer, params in layers:
+        carry, y = layer(carry, params)
+        ys.append(y)
+    return carry, ys
 
 
 def layer_norms(stacked: Any) -> torch.Tensor:
     """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
-    arrays = [a for a in pytree.tree_leaves(stacked) if a is not None and a.is_floating_point()]
-    return torch.sqrt(sum((a.flatten(1) ** 2).sum(1) for a in arrays))
+    arrays = [a for a in flatten(stacked)[0] if a.is_floating_point()]
+    return torch.stack([(a.flatten(1) ** 2).sum(1) for a in arrays]).sum(0).sqrt()
 
 
 def clip_layers(gradients: Any, max_norm: float) -> Any:
