@@ -25,7 +25,19 @@ from implementations import NAMES, REQUIRES, load  # noqa: E402
 SLOWEST_FIRST = ("test_program_size", "test_layers", "test_training_parity", "test_capabilities", "test_composition")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also what is left out for its time")
+
+
+def pytest_collection_modifyitems(config, items):
+    def left_out(item):
+        """`thorough` marks a test for all frameworks, `thorough(name)` for that one."""
+        marks = [] if config.getoption("--thorough") else item.iter_markers("thorough")
+        return any(not mark.args or any(name in item.name for name in mark.args) for mark in marks)
+
+    config.hook.pytest_deselected(items=list(filter(left_out, items)))
+    items[:] = [item for item in items if not left_out(item)]
+
     def place(item):
         file, name = item.path.stem, next((name for name in NAMES if name in item.name), "")
         return SLOWEST_FIRST.index(file) if file in SLOWEST_FIRST else len(SLOWEST_FIRST), file, name

@@ -24,10 +24,10 @@ class Options(NamedTuple):
 
 # 2 and 3 divide some depths and not others, and are more layers than the shallowest have.
 VALUES = {
-    "N": (0, 1, 2, 4, 7),
+    "N": (0, 1, 2, 6, 7),
     "reverse": (False, True),
     "unroll": (1, 2, 3),
-    "remat": (False, True, 2, 3),
+    "remat": (False, True, 3),
     "dtype": ("float32", "float64"),
 }
 

@@ -13,7 +13,7 @@ from tests import outside, probes, probes_recipes, probes_transforms
 from tests.comparator import assert_case, gradient
 from tests.conftest import loaded
 from tests.dialect import layer_of
-from tests.probes import STEP, TW, TX, W, X, assert_close, gradient_of, quick_compiler, values
+from tests.probes import STEP, TW, TX, W, X, assert_close, gradient_of, quick, values
 
 
 def expected(transform, forward, gradient):
@@ -49,14 +49,13 @@ def from_outside(transform):
 
         is_right(implementation.scan_apply_layers, apply_layers, lambda *inputs: apply_layers_vjp(*inputs)[1:])
         tanh, right = probes.layer(implementation, probes.make_tanh), layer_of(probes.make_tanh, "numpy")
-        with quick_compiler(implementation):
-            is_right(
-                lambda w, x: implementation.scan_layers(tanh, w, x)[0],
-                lambda w, x: probes.loop(right, w, x)[0],
-                probes.tanh_gradient,
-            )
+        is_right(
+            lambda w, x: implementation.scan_layers(tanh, w, x)[0],
+            lambda w, x: probes.loop(right, w, x)[0],
+            probes.tanh_gradient,
+        )
 
-    return probe
+    return quick(probe)
 
 
 def case_of(name, dtype, layers=None):
@@ -65,7 +64,7 @@ def case_of(name, dtype, layers=None):
         case = case._replace(weights=case.weights[:layers])
         assert_case(implementation.__name__, case, gradient(implementation, implementation.scan_apply_layers, case))
 
-    return probe
+    return quick(probe)
 
 
 def inside_a_program(implementation):
@@ -74,6 +73,7 @@ def inside_a_program(implementation):
     np.testing.assert_allclose(implementation.to_numpy(y), 4 * apply_layers(W, X), rtol=1e-12)
 
 
+@quick
 def one_program(implementation):
     rng = np.random.default_rng(0)
     before = implementation.program_count()

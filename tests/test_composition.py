@@ -13,7 +13,7 @@ from tests.problems import ACTIVATIONS, PROGRAMS, exact_and_yardstick, problem, 
 from tests.stacks import assert_program, assert_right, run
 from tests.trees import assert_trees
 
-quick = pytest.mark.usefixtures("without_inductor")
+quick = pytest.mark.usefixtures("captured_only")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -72,7 +72,12 @@ NAMES = (*layers.LAYERS, "transformer_decoder, window")
 
 @pytest.mark.usefixtures("without_inductor")
 @pytest.mark.parametrize(
-    ("form", "dtype"), [("scan_layers", "float32"), ("scan_layers", "float64"), ("unroll_layers", "float64")]
+    ("form", "dtype"),
+    [
+        pytest.param("scan_layers", "float32", marks=pytest.mark.thorough("torch_compile")),
+        ("scan_layers", "float64"),
+        *(pytest.param("unroll_layers", dtype, marks=pytest.mark.thorough) for dtype in ("float32", "float64")),
+    ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_values_outputs_and_gradients(implementation, name, form, dtype):
@@ -81,10 +86,10 @@ def test_values_outputs_and_gradients(implementation, name, form, dtype):
     assert_layers(who, actual, name, dtype)
 
 
-def test_values_and_gradients_under_inductor():
-    """Convolutions inside a scan. The decoder is trained under Inductor in test_training_parity; the encoder runs under
-    it in test_minilm."""
-    name = "residual_conv"
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", layers.LAYERS)
+def test_values_and_gradients_under_inductor(name):
+    """Elsewhere the decoder is trained under Inductor (test_training_parity), the encoder runs (test_minilm)."""
     actual = run(loaded("torch_compile"), name, "scan_layers", "float32")
     assert_layers(f"torch_compile, {name}, inductor", actual, name, "float32")
 
@@ -231,7 +236,7 @@ def test_rotary_positions_of_keys_off_by_one_are_caught(monkeypatch):
 # First values.
 
 
-@pytest.mark.parametrize("layer", ["dense", "mlp", "transformer_decoder"])
+@pytest.mark.parametrize("layer", ["dense", "mlp", "residual_conv"])
 def test_stacked_params_are_those_of_single_inits(implementation, layer):
     """With keys of their own: no two layers alike, and the first layers of a deeper stack need not be these."""
     stacked = implementation.init_layers(layer, 3, 4, **SIZES[layer])
@@ -309,8 +314,14 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
-@pytest.mark.parametrize("layer", WIDE)
+# In torch, which takes ten seconds for each program, the forward pass is part of the gradient's; the encoder that is
+# counted is MiniLM, in test_minilm.
+not_in_torch = pytest.mark.thorough("torch_compile")
+encoder = pytest.param("transformer_encoder", marks=not_in_torch)
+
+
+@pytest.mark.parametrize("gradient", [pytest.param(False, marks=not_in_torch), True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("layer", [encoder, *(name for name in WIDE if name != "transformer_encoder")])
 def test_six_layers_and_forty_eight_have_one_size(implementation, layer, gradient):
     sizes = {N: size(implementation, layer, N, gradient) for N in (6, 48)}
     assert_constant(f"{implementation.__name__}, {layer}", sizes, loops=1 + gradient)

@@ -18,12 +18,12 @@ from tests.conftest import loaded
 from tests.dialect import flat, from_numpy, ops
 from tests.laws import assert_bounded, assert_constant, assert_grows, assert_memory_a_layer, assert_no_copy
 
-DEPTHS = (2, 3, 8, 64, 512)
-SLOW_DEPTHS = (2, 512)  # for the programs that torch takes four seconds and more to write
+DEPTHS = (2, 512)
+ALL_DEPTHS = (2, 3, 8, 64, 512)
 TWIN_DEPTHS = (2, 3, 5)
 T, D, F, BATCH = 16, 32, 64, 2
-K = 3  # layers a step, or a group
-CYCLE = (7, 67, 6, 8)  # every remainder of N by K; where compiling takes long, the first of these
+K = 2  # layers a step, or a group
+CYCLE = (6, 7, 66)  # every remainder of N by K
 TIMES = 8  # the stated constant: with K layers a step never more than this many times the program with one
 CARRY = T * D * 4  # bytes
 SHAPES = {
@@ -33,17 +33,6 @@ SHAPES = {
 }
 NUM_PARAMS = 6
 
-# Where memory is measured: for that torch builds and runs the program, which takes seconds.
-MEMORY = {
-    "forward": (2, 512),
-    "gradient": (2, 512),
-    "remat=True": (2, 512),
-    "jvp_layers": (2, 512),
-    "remat=k": (7, 67),
-    "unroll=k": (6, 66),
-    "remat=True, unroll=k": (6, 66),
-    "copies the weights": (2, 64),
-}
 # In torch and TensorFlow the same programs: there a layer is recomputed in any case.
 SAME = {"remat=True": "gradient", "remat=True, unroll=k": "unroll=k"}
 
@@ -138,42 +127,39 @@ ROLLED = (
 
 
 @functools.cache
-def size(name, form, N):
+def size(name, form, N, memory):
     implementation = load(name)
     if name != "jax_scan" and form in SAME:
-        return size(name, SAME[form], N)
+        return size(name, SAME[form], N, memory)
     apply, more, gradient, _ = forms(implementation)[form]
     rng = np.random.default_rng(N)
     # tangents of params have their leading axis
     more = [(N, *shape) for shape in more[:-1]] + more[-1:] if len(more) == NUM_PARAMS + 1 else more
     given = from_numpy(implementation, [*arrays(N), *(rng.standard_normal(s).astype(np.float32) for s in more)])
     cotangent = from_numpy(implementation, np.ones((T, D), np.float32)) if gradient else None
-    memory = name == "jax_scan" or N in MEMORY.get(form, ())  # where it costs nothing
     return implementation.graph_size(apply, *given, cotangent=cotangent, memory=memory)
 
 
-def sizes(implementation, form, depths):
-    return {N: size(implementation.__name__, form, N) for N in depths}
+def sizes(implementation, form, depths, memory=False):
+    memory = memory or implementation.__name__ != "torch_compile"  # which builds and runs the program to know
+    return {N: size(implementation.__name__, form, N, memory) for N in depths}
 
 
 def loops(implementation, form):
     return forms(implementation)[form][3]
 
 
+@pytest.mark.parametrize("depths", [DEPTHS, pytest.param(ALL_DEPTHS, marks=pytest.mark.thorough)], ids=str)
 @pytest.mark.parametrize("form", ROLLED)
-def test_rolled_has_one_size(implementation, form):
+def test_rolled_has_one_size(implementation, form, depths):
     who = f"{implementation.__name__}, {form}"
-    slow = implementation.__name__ == "torch_compile" and form.endswith("_layers")
-    assert_constant(who, sizes(implementation, form, SLOW_DEPTHS if slow else DEPTHS), loops(implementation, form))
+    assert_constant(who, sizes(implementation, form, depths), loops(implementation, form))
 
 
 @pytest.mark.parametrize("form", ["unroll=k", "remat=k"])
 def test_several_layers_a_step_stay_below_one_size(implementation, form):
-    who, rolled = f"{implementation.__name__}, {form}", size(implementation.__name__, "gradient", 2)
-    found = sizes(
-        implementation, form, CYCLE[: {"jax_scan": 4, "torch_compile": 3, "tf_while": 4}[implementation.__name__]]
-    )
-    assert_bounded(who, found, rolled, TIMES, loops(implementation, form))
+    who, rolled = f"{implementation.__name__}, {form}", sizes(implementation, "gradient", (2,))[2]
+    assert_bounded(who, sizes(implementation, form, CYCLE), rolled, TIMES, loops(implementation, form))
 
 
 @pytest.mark.parametrize("form", ["unrolled", "gradient, unrolled"])
@@ -183,16 +169,20 @@ def test_unrolled_grows_with_every_layer(implementation, form):
 
 
 # Memory. A layer's residuals, what its derivative needs beside the weights, are eight times its carry and more.
+# In torch that of the dense stack is measured in tests/test_graph_size.py.
+of_memory = pytest.mark.thorough("torch_compile")
 
 
+@of_memory
 @pytest.mark.parametrize("form", ["forward", "jvp_layers"])
 def test_memory_without_a_backward_pass_does_not_depend_on_depth(implementation, form):
-    assert_memory_a_layer(f"{implementation.__name__}, {form}", sizes(implementation, form, DEPTHS), 0, 0)
+    assert_memory_a_layer(f"{implementation.__name__}, {form}", sizes(implementation, form, DEPTHS, memory=True), 0, 0)
 
 
+@of_memory
 def test_remat_keeps_one_carry_a_layer(implementation):
     """In torch its cotangent too: there the weights' gradients are made once all cotangents are known."""
-    found = sizes(implementation, "remat=True", DEPTHS)
+    found = sizes(implementation, "remat=True", DEPTHS, memory=True)
     assert_memory_a_layer(f"{implementation.__name__}, remat=True", found, CARRY, 2 * CARRY + 8)
 
 
@@ -204,16 +194,18 @@ def test_remat_with_several_layers_a_step_keeps_one_carry_a_layer(implementation
     assert_memory_a_layer(f"{implementation.__name__}, remat=True, unroll={K}", found, CARRY, 2 * CARRY + 8)
 
 
+@of_memory
 def test_remat_of_groups_keeps_one_carry_a_group(implementation):
-    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, "remat=k", (7, 67))
+    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, "remat=k", (6, 66), memory=True)
     # in torch the cotangent of each group too, and another array of that size
     times = 3 if implementation.__name__ == "torch_compile" else 1
     assert_memory_a_layer(who, found, CARRY / K, times * CARRY / K + 8)
 
 
+@of_memory
 def test_without_remat_jax_keeps_the_residuals(implementation):
     """In the other two a layer is recomputed anyway: there False is True."""
-    found = sizes(implementation, "gradient", DEPTHS)
+    found = sizes(implementation, "gradient", DEPTHS, memory=True)
     low, high = (8 * CARRY, 32 * CARRY) if implementation.__name__ == "jax_scan" else (CARRY, 2 * CARRY + 8)
     assert_memory_a_layer(f"{implementation.__name__}, remat=False", found, low, high)
 
@@ -221,6 +213,7 @@ def test_without_remat_jax_keeps_the_residuals(implementation):
 OPTIONS = ({"unroll": 3}, {"remat": 3, "reverse": True})
 
 
+@of_memory
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_remainder_does_not_copy_the_weights(implementation, options):
     """The layer is `dense`: its weights are 64 times its carry. 65 layers: neither 2 nor 3 divides that."""
@@ -245,23 +238,24 @@ def test_program_without_a_loop_is_caught_by_the_bound():
     implementation = loaded("jax_scan")  # the law knows no framework, and JAX compiles a twin soonest
     unrolled = sizes(implementation, "gradient, unrolled", TWIN_DEPTHS)
     with pytest.raises(AssertionError, match=r"observed loops .* allowed no fewer than 1"):
-        assert_bounded("mutant", unrolled, size(implementation.__name__, "gradient", 2), TIMES, loops=1)
+        assert_bounded("mutant", unrolled, sizes(implementation, "gradient", (2,))[2], TIMES, loops=1)
 
 
 def test_program_that_grows_is_caught_by_the_bound(implementation):
-    deep = {2: size(implementation.__name__, "unrolled", 2), 64: captured_at_64(implementation)}
+    deep = {2: sizes(implementation, "unrolled", (2,))[2], 64: captured_at_64(implementation)}
     with pytest.raises(AssertionError, match=r"captured: observed .* allowed \d+ for all N"):
-        assert_bounded("mutant", deep, size(implementation.__name__, "forward", 2), TIMES, loops=0)
+        assert_bounded("mutant", deep, sizes(implementation, "forward", (2,))[2], TIMES, loops=0)
 
 
 def captured_at_64(implementation):
     """The twin is too slow to compile at 64 layers: what it would capture, from the growth of a layer."""
-    two, three = (size(implementation.__name__, "unrolled", N) for N in (2, 3))
+    two, three = sizes(implementation, "unrolled", (2, 3)).values()
     return {key: two[key] + 62 * (three[key] - two[key]) for key in two}
 
 
+@of_memory
 def test_program_that_copies_the_weights_is_caught(implementation):
-    copies = sizes(implementation, "copies the weights", (2, 64))
+    copies = sizes(implementation, "copies the weights", (2, 64), memory=True)
     with pytest.raises(AssertionError, match=r"observed \d+\.\d bytes a layer, allowed 0\.0 to 0\.0"):
         assert_memory_a_layer("mutant", copies, 0, 0)
     stack = sum(array.nbytes for array in arrays(64)[:NUM_PARAMS])

@@ -159,6 +159,7 @@ def test_to_numpy_gives_memory_of_its_own(implementation):
 # Arguments and results.
 
 
+@pytest.mark.usefixtures("without_inductor")
 @both_forms
 @pytest.mark.parametrize("N", [0, 1, 3])
 def test_inputs_are_never_modified(implementation, form, N):
@@ -283,6 +284,7 @@ def test_subnormals_are_treated_as_declared(implementation, form):
 # Many shapes and dtypes in one process.
 
 
+@pytest.mark.usefixtures("captured_only")
 def test_many_widths_in_one_process(implementation):
     """More than torch's limit of eight programs for one compiled object; forward, because each costs a compilation."""
     for dtype, widths in (("float32", range(1, 11)), ("bfloat16", (1, 4))):

@@ -14,7 +14,7 @@ from tests.dialect import from_numpy
 from tests.options import ROWS, VALUES, pairs
 from tests.stacks import assert_right
 
-quick = pytest.mark.usefixtures("without_inductor")
+quick = pytest.mark.usefixtures("captured_only")
 
 
 def test_every_pair_of_options_occurs():
@@ -60,7 +60,11 @@ def test_the_twin_of_odd_layers(implementation, name):
     assert_right(implementation, name, 5, form="unroll_layers")
 
 
-@pytest.mark.parametrize(("N", "options"), [(5, {}), (4, {"reverse": True, "remat": 3})], ids=str)
+@pytest.mark.parametrize(
+    ("N", "options"),
+    [pytest.param(5, {}, marks=pytest.mark.thorough("torch_compile")), (4, {"reverse": True, "remat": 3})],
+    ids=str,
+)
 def test_compiled_by_the_user(implementation, N, options):
     """In torch by Inductor, where most of its scan's defects are; also where one layer is left over by the groups."""
     assert_right(implementation, "cell", N, compiled=True, use="inductor", **options)

@@ -118,7 +118,11 @@ def test_losses_and_weights_in_float32(implementation):
 
 
 @pytest.mark.usefixtures("captured_only")
-@pytest.mark.parametrize("options", [{"form": "unroll"}, {"remat": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"form": "unroll"}, marks=pytest.mark.thorough("torch_compile")), {"remat": 2}],
+    ids=str,
+)
 def test_other_forms_train_alike(implementation, options):
     check(f"{implementation.__name__}, {options}", run(implementation, "float64", FEW, **options)[0], "float64")
 

@@ -213,6 +213,7 @@ def test_per_example_gradients(implementation, axes, options, compiled):
     check_per_example_gradients(implementation, axes, options, compiled)
 
 
+@pytest.mark.thorough
 def test_per_example_gradients_under_inductor():
     check_per_example_gradients(loaded("torch_compile"), (None, 0, None), {}, True, "inductor")
 
