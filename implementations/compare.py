@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=(
             "Writes index.html (one self-contained page), results.json and figures/*.svg into the output folder. "
             "Exit status: 0 if everything observed is as declared, 1 if something is not, 2 for wrong arguments, 130 "
-            "after Ctrl-C. Other commands, each with --help: embed, capabilities, stack-checkpoint, unstack-checkpoint."
+            "after Ctrl-C. Other commands, each with --help: bench, embed, capabilities, stack-checkpoint, "
+            "unstack-checkpoint."
         ),
     )
     modes = made.add_mutually_exclusive_group()
@@ -64,28 +65,33 @@ def parser() -> argparse.ArgumentParser:
         help="every N, the slow compiles of the unrolled twin, every program of the general stack with an MLP",
     )
     made.add_argument(
+        "--depths",
+        type=_depths,
+        metavar="N,N,...",
+        help="measure the dense stack at these numbers of layers instead of the mode's own",
+    )
+    add_shared(made, Path("report"), 1800)
+    made.set_defaults(mode="default")
+    return made
+
+
+def add_shared(made: argparse.ArgumentParser, out: Path, timeout: float) -> None:
+    """The options of every command that measures."""
+    made.add_argument(
         "--implementations",
         action="append",
         type=_names,
         metavar="NAMES",
         help=f"only these, separated by commas; then a missing framework is an error. Of: {', '.join(NAMES)}",
     )
-    made.add_argument(
-        "--depths",
-        type=_depths,
-        metavar="N,N,...",
-        help="measure the dense stack at these numbers of layers instead of the mode's own",
-    )
-    made.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
+    made.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"default: {out}")
     made.add_argument(
         "--timeout",
         type=float,
-        default=1800,
+        default=timeout,
         metavar="SECONDS",
-        help="give up an implementation after this; default: 1800",
+        help=f"give up an implementation after this; default: {timeout}",
     )
-    made.set_defaults(mode="default")
-    return made
 
 
 def _names(text: str) -> list[str]:
@@ -111,7 +117,11 @@ def _comma(depths: Sequence[int]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
+    return run(parser().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare as asked for; the exit status."""
     # As Ctrl-C: the measuring process must not outlive this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -165,11 +175,11 @@ def merge(
     """What results.json holds. A change of meaning, or a field gone, is a new schema_version.
 
     schema_version   1
-    mode             "quick", "default" or "full"
+    mode             "quick", "default", "full" or "bench", in which nothing but the block "bench" was measured
     provenance       name -> text: date, command, commit, cpu, platform, environment, ...
     implementations  one object each, as `measure` prints it: name, status ("ok", "not run", "failed"), then either
                      reason and install, or versions, settings, units, numerics, sizes, times, linear, programs,
-                     checkpoint, training, recompiles, problems, seconds; asked_for: whether it was named on the
+                     checkpoint, training, bench, recompiles, problems, seconds; asked_for: whether it was named on the
                      command line
       sizes, times   the dense stack: form, N, d, dtype, gradient, then counts and temp_bytes, or seconds
       linear         run_seconds of its rolled gradient at several N, timed in turn; empty in a quick run
@@ -181,6 +191,14 @@ def merge(
                      sizes (form, N, gradient, captured, lowered, compiled, loops)
       training       a small language model, rolled, in float32; null in a quick run: status ("ok" or "not run"), then
                      reason and install, or losses (before each step), weight_norms (of each layer, at the end), seconds
+      bench          stacks timed beside their limit, empty in a quick and in a default run: layer, N, sizes, batch (0
+                     for a single vector), dtype, program ("forward", "gradient", "training step"), limit ("read": the
+                     weights once; "product": of the batch with as many numbers), run_seconds (form -> seconds in each
+                     round; the forms are limit, rolled, unrolled, and names of alternatives), tries (how many times
+                     that was measured; the quietest is here), compile_seconds (form -> seconds from cold; of some
+                     cases), skipped (form -> reason), weights_bytes, peak_bytes (what the process held at most while
+                     the rolled form ran, beside what it held before; null where not measured), load (the average
+                     before and after; null where there is none)
     training         the same by NumPy: N, its sizes, float64 and float32 (losses and weight_norms each); null in a
                      quick run
     capabilities     names, rows of states and numbered notes: the declared matrix
@@ -210,7 +228,8 @@ def _finite(value: Any) -> Any:
 
 
 def provenance(options: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
-    command = ["python", "-m", "implementations", *([f"--{options.mode}"] if options.mode != "default" else [])]
+    how = {"default": [], "bench": ["bench"]}.get(options.mode, [f"--{options.mode}"])
+    command = ["python", "-m", "implementations", *how]
     command += ["--implementations", ",".join(names)] if names else []
     command += ["--depths", _comma(options.depths)] if options.depths else []
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from html import escape
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -49,6 +50,15 @@ MANY = (  # each colour twice, with two markers
     *((ROLLED, "o"), (THIRD, "^"), (FOURTH, "D"), (FIFTH, "v"), (MUTED, "X")),
     *((ROLLED, "s"), (THIRD, "<"), (FOURTH, "P"), (FIFTH, ">"), (MUTED, "d")),
 )
+RING: dict[str, Any] = {
+    "color": INK,
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 10,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.4,
+}
+CHEAPER = "rolled costs less from here on"
 LIGHT, DARK = (";".join(f"{colour[0]}:{colour[theme]}" for colour in COLOURS.values()) for theme in (1, 2))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -69,6 +79,9 @@ class Panel(NamedTuple):
     where: str  # N range, d, dtype
     lines: list[Line]
     missing: str  # why there is no line
+    crossings: Mapping[bool, tuple[int, float]] = MappingProxyType(
+        {}
+    )  # gradient -> where rolled costs less from then on
 
 
 def canvas(width: float, height: float) -> Canvas:
@@ -98,6 +111,8 @@ def draw(canvas: Canvas, panel: Panel, limits: tuple[float, float], x: float, y:
         axes.plot(depths, middle, clip_on=False, zorder=3 if line.form in summary.FORMS else 2, **_look(line))
         if any(a != b for a, b in zip(low, high, strict=True)):
             axes.fill_between(depths, low, high, color=line.colour, alpha=0.18, linewidth=0)
+    for n, value in panel.crossings.values():
+        axes.plot([n], [value], clip_on=False, zorder=4, **RING)
     _axes(axes, panel, limits)
     _labels(axes, panel, box[2], box[3])
     handles = _legend(panel)
@@ -211,7 +226,8 @@ def _legend(panel: Panel) -> list[Line2D]:
     if any(line.gradient for line in panel.lines):
         shown = [Line("rolled", False, {}, MUTED, "o"), Line("rolled", True, {}, MUTED, "o"), *shown]
     names = {"rolled": ("forward", "with gradient")}
-    return [Line2D([], [], label=names.get(line.form, (line.form,))[line.gradient], **_look(line)) for line in shown]
+    handles = [Line2D([], [], label=names.get(line.form, (line.form,))[line.gradient], **_look(line)) for line in shown]
+    return handles + ([Line2D([], [], label=CHEAPER, **RING)] if panel.crossings else [])
 
 
 def say(value: float, kind: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import NamedTuple
 
-from implementations import drawing, summary, wording
+from implementations import drawing, summary, wording, worth
 from implementations.drawing import Line, Panel
 from implementations.interface import LEVELS
 from implementations.summary import Measured, Results, Setting, Spread
@@ -27,8 +27,8 @@ class Figure(NamedTuple):
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """File name without suffix -> figure; empty if nothing ran."""
-    if not summary.ran(results):
+    """File name without suffix -> figure; empty if nothing ran, or nothing but the bench."""
+    if not any(measured.get(block) for measured in summary.ran(results) for block in ("sizes", "times")):
         return {}
     sizes, times = (next(iter(summary.settings(results, block)), None) for block in ("sizes", "times"))
     compiled, compile_time = _row(results, "compiled", sizes), _row(results, "compile_seconds", times)
@@ -54,6 +54,7 @@ def figures(results: Results) -> dict[str, Figure]:
             "the weights once from memory, which nothing here can avoid. Bands are quartiles.",
             [_row(results, "run_seconds", times)],
         ),
+        **_worth(results),
         "temporary-memory": _figure(
             "temporary-memory",
             "Temporary memory",
@@ -143,6 +144,50 @@ def _general_panel(measured: Measured, key: str, layer: str, looks: dict[str, tu
     versions = _versions(measured)
     kind = "bytes" if key == "temp_bytes" else "count"
     return Panel(measured["name"], versions, quantity, kind, where, lines, missing)
+
+
+def _worth(results: Results) -> dict[str, Figure]:
+    """What compiling and some calls cost, where that is known of both forms."""
+    found = {
+        calls: {m["name"]: fact for m in summary.ran(results) if (fact := worth.worth(m, False, calls))}
+        for calls in worth.CALLS
+    }
+    if not any(found.values()):
+        return {}
+    facts = [
+        f"{_calls(calls)}: {', '.join(f'{worth.said(fact)} in {name}' for name, fact in own.items())}"
+        for calls, own in found.items()
+        if own
+    ]
+    return {
+        "worth": _figure(
+            "worth",
+            "When is a scan worth it?",
+            f"Compiling once and calling so often, rolled and unrolled. Of the forward program the scan costs less, "
+            f"for {'; '.join(facts)}.",
+            [[_worth_panel(measured, calls) for measured in summary.implementations(results)] for calls in worth.CALLS],
+        )
+    }
+
+
+def _worth_panel(measured: Measured, calls: int) -> Panel:
+    lines, crossings = [], {}
+    for gradient in summary.PROGRAMS:
+        for form, colour, marker in (("rolled", drawing.ROLLED, "o"), ("unrolled", drawing.UNROLLED, "s")):
+            values = {n: summary.spread([cost]) for n, cost in worth.costs(measured, form, gradient, calls).items()}
+            lines += [Line(form, gradient, values, colour, marker)] if values else []
+        fact = worth.worth(measured, gradient, calls)
+        if fact and fact.since:
+            crossings[gradient] = (fact.since, worth.costs(measured, "rolled", gradient, calls)[fact.since])
+    depths = sorted({n for line in lines for n in line.values})
+    where = f"N = {depths[0]} to {depths[-1]} layers · {worth.setting(measured)}" if depths else ""
+    missing = "" if lines else "not measured" if measured.get("status") == "ok" else str(measured.get("status"))
+    quantity = f"compile time and {_calls(calls)}"
+    return Panel(measured["name"], _versions(measured), quantity, "seconds", where, lines, missing, crossings)
+
+
+def _calls(calls: int) -> str:
+    return "1 call" if calls == 1 else f"{calls:,} calls"
 
 
 def _training(results: Results) -> dict[str, Figure]:
@@ -343,4 +388,6 @@ def alternative_text(panel: Panel) -> str:
             f"{drawing.say(line.values[n].median, panel.kind)} at {at}{n}" for n in (min(line.values), max(line.values))
         ]
         said.append(f"{line.form}{', with gradient' if line.gradient else ''}: {', '.join(dict.fromkeys(ends))}")
+    for gradient, (n, _) in panel.crossings.items():
+        said.append(f"rolled{', with gradient' if gradient else ''} costs less from N = {n} on")
     return f"{panel.name} ({panel.versions}): {panel.quantity} against {against} ({panel.where}). {'; '.join(said)}."

@@ -10,28 +10,26 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import REQUIRES, checkpoint_check, load, programs, training_check
+from implementations import REQUIRES, bench, checkpoint_check, load, programs, training_check
+from implementations.bench import Case
 from implementations.environment import pin
 from implementations.interface import Implementation
+from implementations.timing import interleave, reader, timed_program
 from reference.cases import DTYPES, NAMES, case
 from reference.error_bound import MAX_RATIO, sharp_sd, worst_ratio
 from reference.stack import oracle
 
 D = 64  # width of the sized and timed stacks: from 1000 elements a stacked array is never taken for a constant
 REPEAT_SECONDS = 2.0
-DEPTHS = (2, 4, 16, 64, 256, 1024)
+DEPTHS = (1, 2, 4, 16, 64, 256, 1024)
 RECOMPILE_DEPTHS = (0, 1, 2, 3, 8, 64)
 # Programs for RECOMPILE_DEPTHS: JAX one a depth; torch one for 0, one for 1 and one for all others; TF one.
 PROGRAMS = {"jax_scan": 6, "torch_compile": 3, "tf_while": 1}
-
-
-_READERS = ThreadPoolExecutor(2)
 
 
 class Mode(NamedTuple):
@@ -53,6 +51,7 @@ class Mode(NamedTuple):
     checkpoint: bool = False  # a trained network, on sentences
     training: bool = False  # of a small language model
     slow: bool = False  # both in torch too, where a gradient of these takes ten seconds and more to compile
+    bench: tuple[Case, ...] = ()  # timed beside their limit
 
 
 FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
@@ -70,10 +69,11 @@ MODES = {
         checkpoint=True, training=True,
     ),
     "full": Mode(
-        DEPTHS, DEPTHS, DEPTHS, dict.fromkeys(DTYPES, NAMES), DEPTHS, DEPTHS, True,
+        DEPTHS, DEPTHS, DEPTHS[1:], dict.fromkeys(DTYPES, NAMES), DEPTHS, DEPTHS, True,
         20, 3, 2.0, {"mlp": programs.NAMES}, linear=(256, 1024), program_depths=(23, 511), stepped=(64,),
-        twins=(2, 4, 16), checkpoint=True, training=True, slow=True,
+        twins=(2, 4, 16), checkpoint=True, training=True, slow=True, bench=bench.CASES,
     ),
+    "bench": Mode((), (), (), {}, (), (), False, 60, 0, 0, {}, bench=bench.CASES),
 }  # fmt: skip
 
 
@@ -84,10 +84,12 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     gradients = {*mode.rolled_gradients, *mode.unrolled_gradients}
     groups = [(False, N) for N in depths(mode)] + [(True, N) for N in depths(mode) if N in gradients]
     general = general_programs(implementation, mode)
-    total = 1 + sum(map(len, mode.cases.values())) + sum(len(forms(implementation, mode, *group)) for group in groups)
+    counted = bool(mode.rolled)  # nothing but the bench is asked for otherwise
+    total = counted + sum(map(len, mode.cases.values()))
+    total += sum(len(forms(implementation, mode, *group)) for group in groups)
     slow = mode.slow or name != "torch_compile"
     total += len(mode.linear) + len(general) + (checkpoint_check.steps(slow) if mode.checkpoint else 0)
-    total += mode.training
+    total += mode.training + bench.steps(implementation, mode.bench)
     done = 0
 
     def step(what: str) -> None:
@@ -95,8 +97,12 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         progress(done, total, what)
         done += 1
 
-    step("programs compiled")
-    compiled = count_programs(implementation)  # first: nothing else has been compiled yet
+    recompiles = []
+    if counted:
+        step("programs compiled")
+        compiled = count_programs(implementation)  # first: nothing else has been compiled yet
+        what, ok = f"N = {', '.join(map(str, RECOMPILE_DEPTHS))}, called as it stands", compiled == PROGRAMS[name]
+        recompiles.append({"what": what, "programs": compiled, "declared": PROGRAMS[name], "ok": ok})
     numerics = list(check_numerics(implementation, mode, step))
     sizes: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
@@ -111,6 +117,7 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         general_sizes.append(programs.size(implementation, program, N))
     checkpoint = checkpoint_check.check(implementation, slow, step) if mode.checkpoint else None
     training = training_check.check(implementation, slow, step) if mode.training else None
+    benched = [bench.measure_case(implementation, case, mode.patience, step) for case in mode.bench]
     return {
         "name": name,
         "status": "ok",
@@ -124,14 +131,8 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         "programs": general_sizes,
         "checkpoint": checkpoint,
         "training": training,
-        "recompiles": [
-            {
-                "what": f"N = {', '.join(map(str, RECOMPILE_DEPTHS))}, called as it stands",
-                "programs": compiled,
-                "declared": PROGRAMS[name],
-                "ok": compiled == PROGRAMS[name],
-            }
-        ],
+        "bench": benched,
+        "recompiles": recompiles,
         "seconds": time.perf_counter() - start,
         "problems": [],
     }
@@ -219,20 +220,12 @@ def measure_depth(
             memory = form in ("rolled", "unrolled")  # which torch has to build and run for
             sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
         rows[form] = at | {"compile_seconds": seconds}
-        programs[form] = partial(_program(implementation, apply, compiler, gradient), *args)
+        programs[form] = partial(timed_program(implementation, apply, compiler, gradient), *args)
     programs["read"] = reader(implementation.to_numpy(weights))
     run_seconds = interleave(programs, mode.run_seconds, implementation.wait)
     times += [
         row | {"run_seconds": run_seconds[form], "read_seconds": run_seconds["read"]} for form, row in rows.items()
     ]
-
-
-def _program(implementation: Implementation, apply: Any, compiler: Any, gradient: bool) -> Callable[..., Any]:
-    """`apply`, compiled as its form is, or its gradient; compiler None: `apply` is compiled already."""
-    if gradient and compiler == implementation.compile:
-        return implementation.compile_gradient(apply)
-    compiled = compiler(apply) if compiler else apply
-    return implementation.gradient(compiled) if gradient else compiled
 
 
 def measure_linear(implementation: Implementation, mode: Mode, step: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -245,39 +238,6 @@ def measure_linear(implementation: Implementation, mode: Mode, step: Callable[[s
     seconds = interleave(runs, mode.run_seconds * len(runs), implementation.wait) if runs else {}
     at = {"form": "rolled", "d": D, "dtype": "float32", "gradient": True}
     return [at | {"N": N, "run_seconds": seconds[str(N)]} for N in mode.linear]
-
-
-def interleave(
-    programs: dict[str, Callable[[], Any]], budget: float, wait: Callable[[Any], Any]
-) -> dict[str, list[float]]:
-    """Seconds of each call: every program once a round, so that what slows the machine slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for program in programs.values():  # compiles, and fills the caches
-        wait(program())
-        wait(program())
-    end = time.perf_counter() + budget
-    rounds = 0
-    while rounds < 5 or (time.perf_counter() < end and rounds < 200):
-        rounds += 1
-        for name, program in programs.items():
-            start = time.perf_counter()
-            wait(program())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def reader(weights: np.ndarray) -> Callable[[], Any]:
-    """The fastest of several ways to read the weights once: the time that no stack can beat."""
-    words = weights.reshape(-1).view(np.int64)
-    halves = np.array_split(words, 2)
-    readers = [lambda: words.max(), lambda: list(_READERS.map(np.max, halves)), lambda: weights.sum()]
-
-    def seconds(read: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        read()
-        return time.perf_counter() - start
-
-    return min(readers, key=lambda read: min(seconds(read) for _ in range(5)))
 
 
 def problem(implementation: Implementation, N: int) -> tuple[Any, Any, Any]:

@@ -46,7 +46,7 @@ def programs(implementation: Implementation, of: str) -> list[Program]:
     layer, stack = implementation.LAYERS[of], ("params", "init")
 
     def split(flat: Sequence[Array]) -> tuple[Tree, Array]:
-        return _tree(PARAMS[of], iter(flat[:-1])), flat[-1]
+        return rebuilt(PARAMS[of], iter(flat[:-1])), flat[-1]
 
     def forward(**options: Any) -> Callable[..., Array]:
         return lambda *flat: implementation.scan_layers(layer, *split(flat), **options)[0]
@@ -56,22 +56,22 @@ def programs(implementation: Implementation, of: str) -> list[Program]:
 
     def vjp(*flat: Array) -> Any:
         *stack, cotangent = flat
-        return _leaves(implementation.vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
+        return leaves(implementation.vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
 
     def jvp(*flat: Array) -> Any:
         tangents = (*split(flat[len(flat) // 2 :]), None)
-        return _leaves(implementation.jvp_layers(layer, *split(flat[: len(flat) // 2]), tangents=tangents))
+        return leaves(implementation.jvp_layers(layer, *split(flat[: len(flat) // 2]), tangents=tangents))
 
     def hvp(*flat: Array) -> Any:
         tangents = (*split(flat[len(flat) // 2 :]), None)
-        return _leaves(implementation.hvp_layers(layer, _loss, *split(flat[: len(flat) // 2]), tangents=tangents))
+        return leaves(implementation.hvp_layers(layer, _loss, *split(flat[: len(flat) // 2]), tangents=tangents))
 
     def vmap(*flat: Array) -> Array:
         return implementation.vmap_layers(layer, *split(flat))[0]
 
     def vmap_vjp(*flat: Array) -> Any:
         *stack, cotangent = flat
-        return _leaves(implementation.vmap_vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
+        return leaves(implementation.vmap_vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
 
     return [
         Program("forward", of, forward(), stack),
@@ -111,16 +111,16 @@ def _shapes(tree: Tree) -> list[tuple[int, ...]]:
     return [shape for part in tree.values() for shape in _shapes(part)] if isinstance(tree, dict) else [tree]
 
 
-def _tree(shapes: Tree, flat: Iterator[Array]) -> Tree:
-    return {name: _tree(part, flat) for name, part in shapes.items()} if isinstance(shapes, dict) else next(flat)
+def rebuilt(shapes: Tree, flat: Iterator[Array]) -> Tree:
+    return {name: rebuilt(part, flat) for name, part in shapes.items()} if isinstance(shapes, dict) else next(flat)
 
 
 def _loss(carry: Array, _: Tree) -> Array:
     return carry[0] * carry[1]  # a scalar of two factors has a Hessian, and needs no framework's own sum
 
 
-def _leaves(tree: Tree) -> tuple[Array, ...]:
+def leaves(tree: Tree) -> tuple[Array, ...]:
     if isinstance(tree, (dict, list, tuple)):
         parts = tree.values() if isinstance(tree, dict) else tree
-        return tuple(leaf for part in parts for leaf in _leaves(part))
+        return tuple(leaf for part in parts for leaf in leaves(part))
     return () if tree is None else (tree,)

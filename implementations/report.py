@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-from implementations import drawing, figures, summary, tables, wording
+from implementations import bench_facts, drawing, figures, summary, tables, wording
 from implementations.figures import Figure
 from implementations.summary import Measured, Results
 from implementations.tables import BAD, NONE, Table
@@ -103,6 +103,8 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("programs", figure("programs"), table("programs"))
         + section("compile", figure("compile-time"), table("compile"))
         + section("run", figure("run-time"), table("run"))
+        + section("worth", figure("worth"), table("worth"))
+        + section("bench", table("bench"), table("bench-alternatives", True), table("bench-memory", True))
         + section("memory", figure("temporary-memory"), table("memory"))
         + section("remat", figure("remat"), table("remat"))
         + section("checkpoint", table("checkpoint"), table("checkpoint-pairs", True), table("checkpoint-sizes", True))
@@ -127,6 +129,9 @@ def claim(results: Results) -> str:
     flat = [(measured, summary.flat(measured, "compiled", False)) for measured in summary.ran(results)]
     facts = [(measured, fact) for measured, fact in flat if fact and fact.low == fact.high]
     if not facts:
+        near = [f"{ratio.median:.3g} in {m['name']} ({bench_facts.name(row)})" for m, row, ratio in _nearest(results)]
+        if near:
+            return f"The time of the layers over that of reading their weights once: {_list(near)}."
         return "No graph size was measured at two depths: nothing can be claimed here."
     last, first = min(fact.last for _, fact in facts), max(fact.first for _, fact in facts)
     names = _list([measured["name"] for measured, _ in facts])
@@ -140,6 +145,10 @@ def claim(results: Results) -> str:
         said += f"; {at}a Python loop takes {_list(ratios)} as long to compile"
     missing = [measured["name"] for measured, fact in flat if not fact or fact.low != fact.high]
     return f"{said}." + (f" Not so, or not measured, in {_list(missing)}." if missing else "")
+
+
+def _nearest(results: Results) -> list[tuple[Measured, bench_facts.Row, summary.Spread]]:
+    return [(m, *near) for m in summary.ran(results) if (near := bench_facts.nearest_memory(m))]
 
 
 def _list(items: Sequence[str]) -> str:
@@ -160,6 +169,8 @@ def _unit(measured: Measured) -> str:
 
 def _verdict(results: Results) -> str:
     found = summary.deviations(results)
+    if not found and results.get("mode") == "bench":
+        return '<p class="verdict">Times are not judged.</p>'
     if not found:
         return f'<p class="verdict">Everything observed is as declared: {_observed(results)}.</p>'
     items = "".join(f"<li>{escape(text)}</li>" for text in found)
@@ -196,6 +207,12 @@ def _card(measured: Measured) -> str:
     ran = summary.compared(measured, "run_seconds")
     if ran:
         facts.append(("", wording.times(ran.ratio.median), f"run time, rolled against unrolled, {ran.n} layers"))
+    near = bench_facts.nearest_memory(measured)
+    if near:
+        row, ratio = near
+        facts.append(
+            ("", wording.times(ratio.median), f"the time of reading the weights once: {bench_facts.name(row)}")
+        )
     worst = summary.worst(measured.get("numerics", ()))
     if worst:
         said = f"{wording.number(worst.get('ratio'))} of {worst.get('allowed', 0):g}"

@@ -378,11 +378,11 @@ def _laws(measured: Measured) -> list[str]:
                 rolled = series(measured, level, "rolled", gradient, setting)
                 if len(set(deep(rolled).values())) > 1:
                     found.append(f"rolled {level} size changes with N ({where}): {_pairs(rolled)}")
-                unrolled = series(measured, level, "unrolled", gradient, setting)
+                unrolled = deep(series(measured, level, "unrolled", gradient, setting))
                 if any(unrolled[a] >= unrolled[b] for a, b in pairwise(unrolled)):
                     found.append(f"unrolled {level} size does not grow with N ({where}): {_pairs(unrolled)}")
-            captured = series(measured, "captured", "unrolled", gradient, setting)
-            steps = {(captured[b] - captured[a]) / (b - a) for a, b in pairwise(captured) if a >= 2}
+            captured = deep(series(measured, "captured", "unrolled", gradient, setting))
+            steps = {(captured[b] - captured[a]) / (b - a) for a, b in pairwise(captured)}
             if len(steps) > 1:
                 found.append(f"unrolled captured size does not grow by a constant ({where}): {_pairs(captured)}")
             for form, right in (("rolled", "at least one"), ("unrolled", "none")):

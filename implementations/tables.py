@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -15,22 +14,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from implementations import summary, wording
+from implementations import summary, tables_bench, wording
 from implementations.interface import LEVELS
 from implementations.summary import FORMS, PROGRAMS, Measured, Results, Setting
-
-BAD = "✗"
-NONE = "–"
-PLUS_MINUS = "±: half the distance between the quartiles."
-
-
-class Table(NamedTuple):
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    align: str  # "l" or "r" for each column
-    rows: list[list[str]]  # a new group starts where the first cell changes
-    note: str = ""
+from implementations.table import BAD, NONE, PLUS_MINUS, Table
 
 
 def tables(results: Results) -> list[Table]:
@@ -42,6 +29,10 @@ def tables(results: Results) -> list[Table]:
         programs(results),
         compile_times(results),
         run_times(results),
+        tables_bench.worth_it(results),
+        tables_bench.bench(results),
+        tables_bench.alternatives(results),
+        tables_bench.peaks(results),
         memory(results),
         remat(results),
         checkpoint(results),
@@ -50,7 +41,7 @@ def tables(results: Results) -> list[Table]:
         training(results),
         alternatives(results),
         recompiles(results),
-        capabilities(results),
+        *([] if results.get("mode") == "bench" else [capabilities(results)]),  # nothing of it was tried
     )
     return [_without_empty_columns(table) for table in made if table.rows]
 

@@ -118,6 +118,7 @@ def test_null_sizes_break_nothing(key: str) -> None:
         "programs",
         "checkpoint",
         "training",
+        "bench",
         "recompiles",
         "versions",
         "settings",

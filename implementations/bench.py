@@ -1,0 +1,286 @@
+"""The bench: how fast a stack runs beside what no stack can beat, beside its twin and beside the raw primitive.
+
+What no stack can beat, the limit, is for single vectors reading the weights once, and for batches the same product
+without the chain: one matrix of as many numbers as all layers have. A gradient and a training step have the limit of
+their forward program, which is less than they need: they read the weights again, and write as much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from implementations import bench_facts, wording
+from implementations.bench_facts import LIMIT, RAW
+from implementations.interface import Apply, Array, Implementation
+from implementations.programs import leaves, rebuilt
+from implementations.summary import FORMS, PROGRAMS
+from implementations.timing import interleave, reader, timed_program
+from reference.cases import DTYPES, layer_carry, layer_params
+from reference.shapes import PARAMS
+
+SECONDS = 6.0  # of timing a case, all tries together
+TRIES = 3
+FEW_LAYERS = 8  # whose compilation says how long that of N takes
+SETTLE = 0.5  # seconds
+RATE = 0.001  # of the training step
+PEAK_BYTES = 2**28  # of weights, from which on the peak of the process is theirs
+
+
+class Case(NamedTuple):
+    layer: str
+    N: int
+    sizes: Mapping[str, int]
+    batch: int  # 0: a single vector
+    dtype: str
+    program: str  # "forward", "gradient" or "training step"
+
+
+def _dense(program: str, *shapes: tuple[int, int], batch: int = 0, dtype: str = "float32") -> list[Case]:
+    return [Case("dense", N, {"d": d}, batch, dtype, program) for d, N in shapes]
+
+
+SHAPES = ((64, 256), (256, 64), (1024, 64))  # d, N: 4 and 16 MB of weights; 256 MB are beyond any last-level cache
+DEEP = (256, 512)
+MLP = Case("mlp", 64, {"d": 64, "f": 256}, 32, "float32", "forward")
+ENCODER = Case("transformer_encoder", 16, {"d": 64, "h": 4, "e": 16, "f": 256, "T": 32}, 2, "float32", "forward")
+CASES = (
+    *_dense("forward", *SHAPES, DEEP),
+    *_dense("gradient", *SHAPES, DEEP),
+    *_dense("forward", *SHAPES, batch=32),
+    *_dense("gradient", *SHAPES, batch=32),
+    *_dense("forward", *SHAPES, dtype="bfloat16"),
+    *_dense("training step", *SHAPES[:2]),
+    *(case._replace(program=program) for case in (MLP, ENCODER) for program in ("forward", "gradient")),
+)
+
+
+# `dense` takes one vector. One object for all, because torch finds what it has compiled by it.
+def batched_dense(y: Array, w: Array) -> tuple[Array, None]:
+    """A dense layer for a batch: y [B, d], w [d, d]."""
+    return y @ w, None
+
+
+class Problem(NamedTuple):
+    params: list[Array]  # flat
+    x: Array
+    mask: Array | None
+    cotangent: Array  # of the result, which has the shape of x
+    weights: list[np.ndarray]  # those of the params that are factors of a product
+
+
+def steps(implementation: Implementation, cases: tuple[Case, ...]) -> int:
+    """How often `measure_case` says what it does, for all cases."""
+    return sum(len(forms(implementation, case, None)) for case in cases)
+
+
+def forms(implementation: Implementation, case: Case, mask: Array | None) -> dict[str, tuple[Any, Any]]:
+    """Form -> (apply, compiler), as in ALTERNATIVES, which are for single vectors in float32."""
+    scan, unroll = implementation.scan_layers, implementation.unroll_layers
+    pair: tuple[Apply, Apply] = stack(implementation, case, scan, mask), stack(implementation, case, unroll, mask)
+    if _is_single(case):
+        pair = implementation.scan_apply_layers, implementation.unroll_apply_layers
+    chosen = {form: (apply, implementation.compile) for form, apply in zip(FORMS, pair, strict=True)}
+    if _is_single(case) and case.dtype == "float32" and case.program != "training step":
+        others = implementation.ALTERNATIVES
+        chosen |= {name: others[name] for name in others if case.program == "forward" or name.startswith(RAW)}
+    return chosen
+
+
+def stack(implementation: Implementation, case: Case, scan: Callable[..., Any], mask: Array | None) -> Apply:
+    """The stack as a function of its flat params and x. The mask is closed over: it has no gradient."""
+    layer = batched_dense if case.layer == "dense" else implementation.LAYERS[case.layer]
+
+    def apply(*flat: Array) -> Array:
+        params, x = rebuilt(PARAMS[case.layer], iter(flat[:-1])), flat[-1]
+        if mask is None:
+            return scan(layer, params, x)[0]
+        return scan(layer, params, {"x": x, "mask": mask})[0]["x"]
+
+    return apply
+
+
+def measure_case(
+    implementation: Implementation, case: Case, patience: float, step: Callable[[str], None]
+) -> dict[str, Any]:
+    """One row of the block "bench". Compilations are timed from cold, which is all that `compile_seconds` does."""
+    load = [_load()]
+    posed = problem(implementation, case)
+    timed: dict[str, Callable[[], Any]] = {LIMIT: limit(implementation, case, posed)}
+    skipped: dict[str, str] = {}
+    compiled: dict[str, float] = {}
+    chosen = forms(implementation, case, posed.mask)
+    for form, (apply, compiler) in chosen.items():
+        step(f"bench: {form}, {case.layer} {case.program} d={case.sizes['d']} N={case.N}")
+        seconds = 0.0
+        with _noting(form, skipped):
+            if form != "rolled" and compiler == implementation.compile and case.N > FEW_LAYERS:
+                seconds = estimated_seconds(implementation, case, form, patience)
+        if seconds > patience:
+            skipped[form] = f"would compile for about {wording.seconds(seconds)}"
+        elif form in FORMS and (case.layer, case.dtype) == ("dense", "float32") and case.program in PROGRAMS.values():
+            compiled[form] = compile_seconds(implementation, case, apply, posed)
+    for form, (apply, compiler) in chosen.items():  # after all of the above, which empties JAX's caches
+        if form not in skipped:
+            made = program(implementation, case, apply, compiler, posed)
+            with _noting(form, skipped):
+                implementation.wait(made())
+                timed[form] = made
+    run_seconds, tries = quietest(timed, implementation.wait)
+    weights_bytes = sum(array.nbytes for array in posed.weights)
+    peak = case.program in PROGRAMS.values() and weights_bytes >= PEAK_BYTES
+    return {
+        **case._asdict(),
+        "sizes": dict(case.sizes),
+        "limit": "read" if _is_single(case) else "product",
+        "run_seconds": run_seconds,
+        "tries": tries,
+        "compile_seconds": compiled,
+        "skipped": skipped,
+        "weights_bytes": weights_bytes,
+        "peak_bytes": peak_bytes(lambda: implementation.wait(timed["rolled"]())) if peak else None,
+        "load": [*load, _load()],
+    }
+
+
+@contextlib.contextmanager
+def _noting(form: str, skipped: dict[str, str]) -> Iterator[None]:
+    """What a user first writes need not have a gradient, or compile: then that is the result."""
+    try:
+        yield
+    except Exception as error:
+        if form in FORMS:
+            raise
+        skipped[form] = f"raises {type(error).__name__}"
+
+
+def problem(implementation: Implementation, case: Case) -> Problem:
+    """Gaussian weights, with which nothing grows out of range."""
+    rng = np.random.default_rng(case.N)
+    if case.layer == "dense":  # drawn in float32 and in place: 256 MB would take 1 GB on the way
+        d = case.sizes["d"]
+        params: Any = rng.standard_normal((case.N, d, d), dtype=np.float32)
+        params *= d**-0.5
+        carry: Any = rng.standard_normal((case.batch, d) if case.batch else d, dtype=np.float32)
+    else:
+        params = layer_params(case.layer, case.N, case.N, **case.sizes)
+        carry = layer_carry(case.layer, case.N, B=case.batch, **case.sizes)
+    x, mask = (carry["x"], carry["mask"]) if isinstance(carry, dict) else (carry, None)
+    dtype = DTYPES[case.dtype]
+    arrays = [array.astype(dtype, copy=False) for array in leaves(params)]
+    weights = [array for array, axes in zip(arrays, leaves(PARAMS[case.layer]), strict=True) if "->" in axes]
+    flat = [implementation.from_numpy(array) for array in arrays]
+    cotangent = rng.standard_normal(x.shape).astype(dtype)
+    x, cotangent = (implementation.from_numpy(array.astype(dtype, copy=False)) for array in (x, cotangent))
+    return Problem(flat, x, None if mask is None else implementation.from_numpy(mask), cotangent, weights)
+
+
+def limit(implementation: Implementation, case: Case, posed: Problem) -> Callable[[], Any]:
+    """Reading the weights once, or one product of the whole batch with as many numbers."""
+    if _is_single(case):
+        (weights,) = posed.weights
+        return reader(weights.view(np.int16) if case.dtype == "bfloat16" else weights)  # NumPy is slow at bfloat16
+    d = case.sizes["d"]
+    flat = np.concatenate([array.reshape(-1) for array in posed.weights])
+    rng = np.random.default_rng(case.N)
+    rows = rng.standard_normal((implementation.to_numpy(posed.x).size // d, d)).astype(flat.dtype)
+    product = implementation.compile(lambda x, w: x @ w)
+    return partial(product, *(implementation.from_numpy(array) for array in (rows, flat.reshape(d, -1))))
+
+
+def program(
+    implementation: Implementation, case: Case, apply: Apply, compiler: Any, posed: Problem
+) -> Callable[[], Any]:
+    """One call, compiled as its form is. A training step is two compiled functions, the gradient and the update of the
+    params, timed together."""
+    if case.program == "forward":
+        return partial(timed_program(implementation, apply, compiler, False), *posed.params, posed.x)
+    gradient = timed_program(implementation, apply, compiler, True)
+    if case.program == "gradient":
+        return partial(gradient, *posed.params, posed.x, posed.cotangent)
+
+    def update(*arrays: Array) -> tuple[Array, ...]:
+        count = len(arrays) // 2
+        return tuple(arrays[i] - RATE * arrays[count + i] for i in range(count))
+
+    updated = implementation.compile(update)
+
+    def train() -> Any:
+        _, *dparams, _ = gradient(*posed.params, posed.x, posed.cotangent)
+        return updated(*posed.params, *dparams)
+
+    return train
+
+
+def compile_seconds(implementation: Implementation, case: Case, apply: Apply, posed: Problem) -> float:
+    cotangent = None if case.program == "forward" else posed.cotangent
+    return implementation.compile_seconds(apply, *posed.params, posed.x, cotangent=cotangent)
+
+
+def estimated_seconds(implementation: Implementation, case: Case, form: str, patience: float) -> float:
+    """How long a form may compile at N layers: N / 8 times as long as 8. An alternative may be a loop, which does not:
+    where it seems to take too long, what 8 layers more add to it decides."""
+
+    def at(N: int) -> float:
+        few = problem(implementation, fewer := case._replace(N=N))
+        return compile_seconds(implementation, fewer, forms(implementation, fewer, few.mask)[form][0], few)
+
+    seconds = at(FEW_LAYERS)
+    proportional = seconds * case.N / FEW_LAYERS
+    if form == "unrolled" or proportional <= patience:
+        return proportional
+    return seconds + max(0.0, at(2 * FEW_LAYERS) - seconds) * (case.N - FEW_LAYERS) / FEW_LAYERS
+
+
+def quietest(timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any]) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each call in the try with the least noise, and how many tries there were: no more than are needed for
+    every form to be a figure, or than there is time for."""
+    found: list[dict[str, list[float]]] = []
+    start = time.perf_counter()
+    while len(found) < TRIES and (not found or time.perf_counter() - start < SECONDS):
+        found.append(interleave(timed, SECONDS / TRIES, wait))
+        if bench_facts.noisiest(found[-1]) <= bench_facts.NOISY:
+            break
+    return min(found, key=bench_facts.noisiest), len(found)
+
+
+def peak_bytes(run: Callable[[], Any]) -> int | None:
+    """What the process holds at most while `run` runs, beside what it held before; None where that is not to be known.
+
+    `run` has run before: what is compiled and kept is held already.
+    """
+    try:
+        gc.collect()
+        time.sleep(SETTLE)  # JAX frees a result some time after it is dropped
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _status()["VmRSS"]
+        run()
+        return _status()["VmHWM"] - before
+    except (OSError, KeyError):
+        return None
+
+
+def _status() -> dict[str, int]:
+    def lines() -> Iterator[tuple[str, int]]:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if value.endswith(" kB"):
+                yield name, 1024 * int(value.split()[0])
+
+    return dict(lines())
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _is_single(case: Case) -> bool:
+    return case.layer == "dense" and not case.batch

@@ -1,0 +1,82 @@
+"""What the bench says: ratios round by round, and which of them are too noisy to be figures.
+
+Pure functions of one row of the block "bench" of the results; its fields: `compare.merge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from implementations import summary
+from implementations.summary import Measured, Spread
+
+NOISY = 0.15  # half the distance between the quartiles, over the median: above, a ratio is no figure
+LIMIT, RAW = "limit", "raw "
+Row = Mapping[str, Any]
+
+
+def rows(measured: Measured) -> list[Row]:
+    return list(measured.get("bench") or ())
+
+
+def over(row: Row, form: str, other: str) -> Spread | None:
+    """The time of one form over that of another, None where one of them was not timed."""
+    seconds = row["run_seconds"]
+    return summary.ratio(seconds[form], seconds[other]) if seconds.get(form) and seconds.get(other) else None
+
+
+def noise(ratio: Spread | None) -> float:
+    return 0.0 if ratio is None else (ratio.high - ratio.low) / 2 / ratio.median
+
+
+def noisiest(run_seconds: Mapping[str, list[float]]) -> float:
+    """The noise of the noisiest form, against the limit."""
+    return max(noise(summary.ratio(seconds, run_seconds[LIMIT])) for seconds in run_seconds.values())
+
+
+def is_noisy(row: Row, form: str, other: str = LIMIT) -> bool:
+    """Whether the ratio is no figure: it is too noisy itself, or one of the two is against the limit."""
+    ratios = over(row, form, other), over(row, form, LIMIT), over(row, other, LIMIT)
+    return max(map(noise, ratios)) > NOISY
+
+
+def layer_seconds(row: Row) -> float | None:
+    seconds = row["run_seconds"].get("rolled")
+    return median(seconds) / row["N"] if seconds else None
+
+
+def raw(row: Row) -> str | None:
+    """The primitive as a user first writes it, where it was timed."""
+    return next((form for form in row["run_seconds"] if form.startswith(RAW)), None)
+
+
+def others(row: Row) -> list[str]:
+    """What users of the framework do today, in the order in which it was measured."""
+    return [form for form in row["run_seconds"] if form not in (LIMIT, *summary.FORMS)]
+
+
+def nearest_memory(measured: Measured) -> tuple[Row, Spread] | None:
+    """The forward program of one float32 vector that reads most, of equals the widest: how near it is to reading."""
+    found = [
+        (row, ratio)
+        for row in rows(measured)
+        if (row["limit"], row["program"], row["dtype"]) == ("read", "forward", "float32")
+        and (ratio := over(row, "rolled", LIMIT))
+        and not is_noisy(row, "rolled")
+    ]
+    return max(found, key=lambda pair: (pair[0]["weights_bytes"], pair[0]["sizes"]["d"]), default=None)
+
+
+def name(row: Row) -> str:
+    """The case in words: "dense, gradient, d = 64, N = 256, batch 32"."""
+    said = [row["layer"], row["program"], f"d = {row['sizes']['d']}", f"N = {row['N']}"]
+    said += [f"batch {row['batch']}"] if row["batch"] else []
+    return ", ".join(said + ([row["dtype"]] if row["dtype"] != "float32" else []))
+
+
+def in_weights(row: Row) -> float | None:
+    """The peak of the process in multiples of the weights, None where it is not known."""
+    peak = row.get("peak_bytes")
+    return None if peak is None else peak / row["weights_bytes"]

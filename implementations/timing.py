@@ -1,0 +1,55 @@
+"""How programs are timed: side by side in rounds, beside reading their weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from implementations.interface import Implementation
+
+_READERS = ThreadPoolExecutor(2)
+
+
+def timed_program(implementation: Implementation, apply: Any, compiler: Any, gradient: bool) -> Callable[..., Any]:
+    """`apply`, compiled as its form is, or its gradient; compiler None: `apply` is compiled already."""
+    if gradient and compiler == implementation.compile:
+        return implementation.compile_gradient(apply)
+    compiled = compiler(apply) if compiler else apply
+    return implementation.gradient(compiled) if gradient else compiled
+
+
+def interleave(
+    programs: dict[str, Callable[[], Any]], budget: float, wait: Callable[[Any], Any]
+) -> dict[str, list[float]]:
+    """Seconds of each call: every program once a round, so that what slows the machine slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for program in programs.values():  # compiles, and fills the caches
+        wait(program())
+        wait(program())
+    end = time.perf_counter() + budget
+    rounds = 0
+    while rounds < 5 or (time.perf_counter() < end and rounds < 200):
+        rounds += 1
+        for name, program in programs.items():
+            start = time.perf_counter()
+            wait(program())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def reader(weights: np.ndarray) -> Callable[[], Any]:
+    """The fastest of several ways to read the weights once: the time that no stack can beat."""
+    words = weights.reshape(-1).view(np.int64)
+    halves = np.array_split(words, 2)
+    readers = [lambda: words.max(), lambda: list(_READERS.map(np.max, halves)), lambda: weights.sum()]
+
+    def seconds(read: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        read()
+        return time.perf_counter() - start
+
+    return min(readers, key=lambda read: min(seconds(read) for _ in range(5)))

@@ -1,0 +1,61 @@
+"""When a scan is worth it: compiling once and calling so often, rolled against unrolled.
+
+Computed from the block "times", as `implementations/summary.py` computes the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import NamedTuple
+
+from implementations import summary
+from implementations.summary import FORMS, Measured, Setting
+
+CALLS = (1, 100, 10_000)
+
+
+class Worth(NamedTuple):
+    """From `since` on, at every deeper N at which both forms were measured, the rolled form costs less."""
+
+    depths: tuple[int, ...]  # at which both were measured, in order
+    since: int | None  # None: not even at the deepest
+
+    @property
+    def always(self) -> bool:
+        return self.since == self.depths[0]
+
+
+def costs(measured: Measured, form: str, gradient: bool, calls: int) -> dict[int, float]:
+    """N -> seconds: the median compile time, and so many calls at the median run time."""
+    compiled, ran = (
+        summary.series(measured, key, form, gradient, setting(measured)) for key in ("compile_seconds", "run_seconds")
+    )
+    return {n: median(compiled[n]) + calls * median(ran[n]) for n in compiled if n >= 1 and n in ran}
+
+
+def setting(measured: Measured) -> Setting | None:
+    return next(iter(summary.own_settings(measured, "times")), None)
+
+
+def worth(measured: Measured, gradient: bool, calls: int) -> Worth | None:
+    """None where the two forms were measured at no N together."""
+    rolled, unrolled = (costs(measured, form, gradient, calls) for form in FORMS)
+    return crossover(rolled, unrolled)
+
+
+def crossover(rolled: Mapping[int, float], unrolled: Mapping[int, float]) -> Worth | None:
+    depths = sorted(rolled.keys() & unrolled.keys())
+    since = None
+    for n in reversed(depths):
+        if rolled[n] >= unrolled[n]:
+            break
+        since = n
+    return Worth(tuple(depths), since) if depths else None
+
+
+def said(found: Worth | None) -> str:
+    """In words: "from N = 4", "at every N", "never"; nothing where nothing is known."""
+    if found is None:
+        return ""
+    return "never" if found.since is None else "at every N" if found.always else f"from N = {found.since}"
