@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,12 @@ def timed_program(implementation: Implementation, apply: Any, compiler: Any, gra
 def interleave(
     programs: dict[str, Callable[[], Any]], budget: float, wait: Callable[[Any], Any]
 ) -> dict[str, list[float]]:
-    """Seconds of each call: every program once a round, so that what slows the machine slows all of them."""
+    """Seconds of each call: every program once a round, so that what slows the machine slows all of them.
+
+    In another order each round: the same program may take half as long again behind one that leaves its threads awake
+    or other data in the caches.
+    """
+    order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for program in programs.values():  # compiles, and fills the caches
         wait(program())
@@ -34,7 +40,7 @@ def interleave(
     rounds = 0
     while rounds < 5 or (time.perf_counter() < end and rounds < 200):
         rounds += 1
-        for name, program in programs.items():
+        for name, program in order.sample(list(programs.items()), len(programs)):
             start = time.perf_counter()
             wait(program())
             seconds[name].append(time.perf_counter() - start)

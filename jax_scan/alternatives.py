@@ -12,6 +12,11 @@ from jax_scan.edges import compile
 from jax_scan.layers import dense
 
 
+def raw_scan(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """The scan as first written: no checks, and the product as the formula has it."""
+    return lax.scan(lambda y, w: (w @ y, None), x, weights)[0]
+
+
 def fori_loop(weights: jax.Array, x: jax.Array) -> jax.Array:
     """A counted loop that reads `weights[i]`: what scan does, with the reading left to the user."""
     return lax.fori_loop(0, weights.shape[0], lambda i, y: dense(y, weights[i])[0], x)
@@ -29,6 +34,7 @@ def compiled_layer(weights: jax.Array, x: jax.Array) -> jax.Array:
 
 
 ALTERNATIVES = {
+    "raw scan": (raw_scan, compile),
     "fori_loop": (fori_loop, compile),
     "compiled layer": (compiled_layer, None),
 }

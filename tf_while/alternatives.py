@@ -12,6 +12,13 @@ from tf_while.layers import dense
 from tf_while.stack import scan_apply_layers
 
 
+def raw_while_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """The loop as first written: no checks, and TensorFlow's own gradient."""
+    num_layers = weights.shape[0]
+    body = lambda i, y: (i + 1, tf.linalg.matvec(weights[i], y))  # noqa: E731
+    return tf.while_loop(lambda i, _: i < num_layers, body, (0, x), maximum_iterations=num_layers)[1]
+
+
 def graph_mode(apply):
     """`tf.function` without XLA: any N in one graph, and one kernel launch for each operation."""
     return tf.function(apply, autograph=False)
@@ -31,6 +38,7 @@ def foldl(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 ALTERNATIVES = {
+    "raw while_loop": (raw_while_loop, compile),
     "graph mode": (scan_apply_layers, graph_mode),
     "AutoGraph loop": (tf.autograph.to_graph(autograph_loop), compile),
     "tf.foldl": (foldl, compile),

@@ -38,6 +38,8 @@ def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Array
         return owned(init), [a.new_empty((0, *a.shape)) for a in y], [c.new_empty((0, *c.shape)) for c in init]
     if k == stack.unroll == 1 and not stack.reverse:
         carry, out = _scan(_keeping(stack.step) if keep else stack.step, init, stacked)
+    elif k == 1 and not stack.reverse:
+        carry, out = _scan_several(stack, stacked, init, keep)
     else:
         # The steps are counted. `reverse=True` of the operator flips, and so copies, the whole stack; and Inductor
         # reads wrongly from what is left over of a stack, a view that begins in the middle of it.
@@ -53,6 +55,21 @@ def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Array
             carry, out = _scan(group, init, [_count(0, -(-num_layers // k), like=stacked)])
             out = [*(y.flatten(0, 1)[:num_layers] for y in out[:num_ys]), *out[num_ys:]]
     return carry, [y.flip(0) for y in out[:num_ys]] if stack.reverse else out[:num_ys], out[num_ys:]
+
+
+def _scan_several(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays]:
+    """`unroll` layers a step, which the operator slices without a copy; then what is left, counted."""
+    num_layers, unroll, step = stacked[0].shape[0], stack.unroll, _keeping(stack.step) if keep else stack.step
+    whole, carry, parts = num_layers // unroll * unroll, init, []
+    if whole:
+        groups = [a[:whole].unflatten(0, (whole // unroll, unroll)) for a in stacked]
+        carry, ys = _scan(_several(step, unroll, lambda slices, j: [a[j] for a in slices]), carry, groups)
+        parts.append([y.flatten(0, 1) for y in ys])
+    if whole < num_layers:
+        body = _counted(stack, _distinct(stacked))
+        carry, ys = _loop(_keeping(body) if keep else body, carry, whole, num_layers - whole, 1, stacked)
+        parts.append(ys)
+    return carry, _joined(parts)
 
 
 def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
@@ -170,21 +187,28 @@ def _floats(stack: Stack, carry: Arrays, slices: Arrays) -> tuple[torch.Tensor, 
 def _loop(body: Step, carry: Arrays, first: Any, count: int, unroll: int, like: Arrays) -> tuple[Arrays, Arrays]:
     """Scan `body(carry, [t])` over `count` steps from `first`, `unroll` at a time, and what is left one by one."""
 
-    def several(carry: Arrays, t: Arrays) -> tuple[Arrays, Arrays]:
-        ys = []
-        for j in range(unroll):  # the layers that `unroll` asks for in one body
-            carry, y = body(carry, [t[0] + j])
-            ys.append(y)
-        return carry, [torch.stack(y) for y in zip(*ys, strict=True)]
-
     whole, parts = count // unroll * unroll if unroll > 1 else 0, []
     if whole:
+        several = _several(body, unroll, lambda t, j: [t[0] + j])
         carry, ys = _scan(several, carry, [first + _count(0, whole, unroll, like=like)])
         parts.append([y.flatten(0, 1) for y in ys])
     if whole < count:
         carry, ys = _scan(body, carry, [first + _count(whole, count, like=like)])
         parts.append(ys)
     return carry, _joined(parts)
+
+
+def _several(body: Step, unroll: int, at: Callable[[Arrays, int], Arrays]) -> Step:
+    """`unroll` steps as one: the j-th of them for `at(x, j)`."""
+
+    def several(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        ys = []
+        for j in range(unroll):  # the layers that `unroll` asks for in one body
+            carry, y = body(carry, at(x, j))
+            ys.append(y)
+        return carry, [torch.stack(y) for y in zip(*ys, strict=True)]
+
+    return several
 
 
 def _scan(body: Step, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
