@@ -62,6 +62,6 @@ def compiled_layer(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 ALTERNATIVES = {
     "raw scan": (raw_scan, as_it_comes),
     "while_loop": (while_loop, compile),
-    "nested_compile_region": (nested_compile_region, compile),
+    "nested_compile_region": (nested_compile_region, as_it_comes),
     "compiled layer": (compiled_layer, None),
 }
