@@ -27,7 +27,7 @@ from implementations.timing import interleave, reader, timed_program
 from reference.cases import DTYPES, layer_carry, layer_params
 from reference.shapes import PARAMS
 
-SECONDS = 6.0  # of timing a case, all tries together
+SECONDS = 15.0  # of timing a case, all tries together
 TRIES = 3
 FEW_LAYERS = 8  # whose compilation says how long that of N takes
 SETTLE = 0.5  # seconds

@@ -1,18 +1,20 @@
-"""What the bench says: ratios round by round, and which of them are too noisy to be figures.
+"""What the bench says: ratios of medians, and which of them are too noisy to be figures.
 
 Pure functions of one row of the block "bench" of the results; its fields: `compare.merge`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from implementations import summary
 from implementations.summary import Measured, Spread
 
-NOISY = 0.15  # half the distance between the quartiles, over the median: above, a ratio is no figure
+NOISY = 0.15  # half the distance between the extremes of the parts, over the ratio: above, a ratio is no figure
+PARTS = 5  # in which the rounds are looked at, one after the other
 LIMIT, RAW = "limit", "raw "
 Row = Mapping[str, Any]
 
@@ -24,7 +26,17 @@ def rows(measured: Measured) -> list[Row]:
 def over(row: Row, form: str, other: str) -> Spread | None:
     """The time of one form over that of another, None where one of them was not timed."""
     seconds = row["run_seconds"]
-    return summary.ratio(seconds[form], seconds[other]) if seconds.get(form) and seconds.get(other) else None
+    return of_medians(seconds[form], seconds[other]) if seconds.get(form) and seconds.get(other) else None
+
+
+def of_medians(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
+    """The ratio of the medians, between the lowest and the highest that a fifth of the rounds alone would have shown.
+
+    Not the quartiles of single rounds: calls of 100 µs differ by more than their median moves.
+    """
+    cuts = [len(numerator) * part // PARTS for part in range(PARTS + 1)]
+    parts = [median(numerator[i:j]) / median(denominator[i:j]) for i, j in pairwise(cuts) if i < j]
+    return Spread(median(numerator) / median(denominator), min(parts), max(parts))
 
 
 def noise(ratio: Spread | None) -> float:
@@ -33,7 +45,7 @@ def noise(ratio: Spread | None) -> float:
 
 def noisiest(run_seconds: Mapping[str, list[float]]) -> float:
     """The noise of the noisiest form, against the limit."""
-    return max(noise(summary.ratio(seconds, run_seconds[LIMIT])) for seconds in run_seconds.values())
+    return max(noise(of_medians(seconds, run_seconds[LIMIT])) for seconds in run_seconds.values())
 
 
 def is_noisy(row: Row, form: str, other: str = LIMIT) -> bool:

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N,N,...",
         help="measure the dense stack at these numbers of layers instead of the mode's own",
     )
-    add_shared(made, Path("report"), 1800)
+    add_shared(made, Path("report"), 3600)
     made.set_defaults(mode="default")
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from implementations import bench_facts, summary, wording, worth
 from implementations.bench_facts import LIMIT, NOISY, Row
 from implementations.summary import PROGRAMS, Results
-from implementations.table import NONE, PLUS_MINUS, Table
+from implementations.table import NONE, Table
 
 TOO_NOISY = "too noisy"
 
@@ -26,12 +26,12 @@ def bench(results: Results) -> Table:
             reasons = (f"{form}: {reason}" for form, reason in row["skipped"].items())
             left_out += [f"{measured['name']}, {bench_facts.name(row)}, {reason}" for reason in reasons]
     note = (
-        "Median time of the rolled form a layer, and its ratio to the limit, to the unrolled twin and to the raw "
-        "primitive, round by round in turn. The limit of a single vector: reading the weights once; of a batch (×B): "
-        "one product of it with as many numbers. Gradients and training steps, which need more than that, have the "
+        "Median time of the rolled form a layer, and its ratio to that of the limit, of the unrolled twin and of the "
+        "raw primitive, timed in rounds of a random order. The limit of a single vector: reading the weights once; of "
+        "a batch (×B): one product of it with as many numbers. Gradients and training steps, which need more, have the "
         "limit of their forward program. A training step is a gradient and an update, two compiled functions. float32 "
-        f"where no dtype is named. {PLUS_MINUS} {TOO_NOISY}: above {NOISY:.0%}, for one of the two or their ratio, in "
-        "the quietest of up to three tries."
+        f"where no dtype is named. ±: half the distance between the extremes of five parts of the rounds. {TOO_NOISY}: "
+        f"above {NOISY:.0%}, for one of the two or their ratio, in the quietest of up to three tries."
     )
     note += f" Not run: {'; '.join(left_out)}." if left_out else ""
     columns = ("implementation", "program", "d, N", "a layer", "over\nlimit", "over\nunrolled", "over\nraw")
@@ -75,7 +75,8 @@ def peaks(results: Results) -> Table:
                 rows.append([measured["name"], said, _sizes(row), *cells])
     note = (
         "What the process holds at most during one call of the rolled form, beside what it held before: the weights "
-        "are not in it, results are. The gradient of the weights is once their size."
+        "are not in it, results are. The gradient of the weights is once their size. Nothing where the framework kept "
+        "what an earlier call had freed."
     )
     columns = ("implementation", "program", "d, N", "weights", "peak", "peak / weights")
     return Table("bench-memory", "Peak memory of the process", columns, "llrrrr", rows, note)

@@ -49,8 +49,19 @@ def test_unrolled_grows_with_every_layer(implementation, gradient):
 
 
 def test_forward_memory_does_not_depend_on_depth(implementation):
+    """And has no room for the weights of one layer, which are read where they are."""
     rolled = sizes(implementation, "scan_apply_layers", DEPTHS, gradient=False)
     assert len({rolled[N]["temp_bytes"] for N in MEMORY_DEPTHS}) == 1, rolled
+    assert rolled[1024]["temp_bytes"] < WEIGHTS
+
+
+def test_several_layers_a_step_are_read_where_they_are(implementation):
+    dense = implementation.LAYERS["dense"]
+    several = implementation.graph_size(
+        lambda w, x: implementation.scan_layers(dense, w, x, unroll=4)[0], *problem(implementation, 64)[:2]
+    )
+    assert several["loops"]
+    assert several["temp_bytes"] < WEIGHTS
 
 
 def test_gradient_memory_is_carries_not_weights(implementation):
