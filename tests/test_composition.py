@@ -16,7 +16,10 @@ from tests.trees import assert_trees
 quick = pytest.mark.usefixtures("captured_only")
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",  # "shared" is "twice" with more in it
+    ["shared", *(pytest.param(name, marks=pytest.mark.thorough("torch_compile")) for name in ("twice", "chained"))],
+)
 def test_several_stacks_in_one_program(implementation, name):
     assert_program(implementation, *PROGRAMS[name], compiled=True, use="inductor")
 
@@ -32,7 +35,11 @@ def test_a_stack_in_a_stack(implementation):
 
 
 @pytest.mark.usefixtures("captured_only")
-@pytest.mark.parametrize("options", [{"remat": 3}, {"reverse": True, "unroll": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"remat": 3}, pytest.param({"reverse": True, "unroll": 3}, marks=pytest.mark.thorough("torch_compile"))],
+    ids=str,
+)
 def test_a_stack_in_a_stack_called_as_it_stands(implementation, options):
     assert_right(implementation, "nested", 4, **options)
 

@@ -71,6 +71,7 @@ def laid_out(layout):
     return Case(f"{layout} {CASE.name}", weights, x, cotangent, exact=True)
 
 
+@pytest.mark.usefixtures("without_inductor")
 @both_forms
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_layout_does_not_matter(implementation, form, layout):
@@ -174,6 +175,7 @@ def test_inputs_are_never_modified(implementation, form, N):
         assert not any(array.requires_grad or array.grad is not None for array in arrays)
 
 
+@pytest.mark.usefixtures("without_inductor")
 @both_forms
 @pytest.mark.parametrize("N", [0, 1, 3])
 def test_results_never_share_memory_with_arguments(implementation, form, N):
@@ -324,6 +326,7 @@ def test_no_depth_is_traced_twice(monkeypatch, name):
     assert 0 < traced == len(calls)
 
 
+@pytest.mark.usefixtures("without_inductor")
 def test_float16_works(implementation):
     """Not in the table of cases, because its range is too small for most of them: here nothing rounds."""
     case = CASE._replace(**{name: getattr(CASE, name).astype(np.float16) for name in ("weights", "x", "cotangent")})

@@ -62,7 +62,7 @@ def test_the_twin_of_odd_layers(implementation, name):
 
 @pytest.mark.parametrize(
     ("N", "options"),
-    [pytest.param(5, {}, marks=pytest.mark.thorough("torch_compile")), (4, {"reverse": True, "remat": 3})],
+    [(5, {}), pytest.param(4, {"reverse": True, "remat": 3}, marks=pytest.mark.thorough("torch_compile"))],
     ids=str,
 )
 def test_compiled_by_the_user(implementation, N, options):

@@ -120,7 +120,10 @@ def test_losses_and_weights_in_float32(implementation):
 @pytest.mark.usefixtures("captured_only")
 @pytest.mark.parametrize(
     "options",
-    [pytest.param({"form": "unroll"}, marks=pytest.mark.thorough("torch_compile")), {"remat": 2}],
+    [
+        pytest.param(options, marks=pytest.mark.thorough("torch_compile"))
+        for options in ({"form": "unroll"}, {"remat": 2})
+    ],
     ids=str,
 )
 def test_other_forms_train_alike(implementation, options):

@@ -27,7 +27,11 @@ OPTIONS = {
     "remat": ({"remat": True}, True),
     "remat of 2, reverse": ({"remat": 2, "reverse": True}, False),
 }
-every_option = pytest.mark.parametrize(("options", "compiled"), OPTIONS.values(), ids=OPTIONS)
+long_in_torch = pytest.mark.thorough("torch_compile")
+every_option = pytest.mark.parametrize(
+    ("options", "compiled"),
+    [pytest.param(*row, id=what, marks=[long_in_torch] * ("remat of 2" in what)) for what, row in OPTIONS.items()],
+)
 
 
 # Inputs. The members of a batch differ in every float; tangents are None for integers, as cotangents are.
@@ -182,7 +186,10 @@ AXES = {
     "all, reverse": ((0, 0, 0), {"reverse": True}, False),
     "xs, axis 1": ((None, None, 1), {"remat": 2}, True),
 }
-every_batch = pytest.mark.parametrize(("axes", "options", "compiled"), AXES.values(), ids=AXES)
+every_batch = pytest.mark.parametrize(
+    ("axes", "options", "compiled"),
+    [pytest.param(*row, id=what, marks=[long_in_torch] * ("axis 1" in what)) for what, row in AXES.items()],
+)
 
 
 def batched(axes):
