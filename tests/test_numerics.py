@@ -32,7 +32,10 @@ def test_unrolled_is_within_the_bound(implementation, name, dtype):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("small_integers_3x7", "float32"), *(("orthogonal_8x256", dtype) for dtype in cases.DTYPES)],
+    [
+        pytest.param("small_integers_3x7", "float32", marks=pytest.mark.thorough("torch_compile")),
+        *(("orthogonal_8x256", dtype) for dtype in cases.DTYPES),
+    ],
 )
 def test_compiled_by_the_user_is_within_the_bound(implementation, name, dtype):
     """In torch by Inductor, as all are in the comparison."""

@@ -62,9 +62,10 @@ def test_the_twin_of_odd_layers(implementation, name):
 
 @pytest.mark.parametrize(
     ("N", "options"),
-    [(5, {}), pytest.param(4, {"reverse": True, "remat": 3}, marks=pytest.mark.thorough("torch_compile"))],
+    [(5, {}), (4, {"reverse": True, "remat": 3})],
     ids=str,
 )
+@pytest.mark.thorough("torch_compile")
 def test_compiled_by_the_user(implementation, N, options):
     """In torch by Inductor, where most of its scan's defects are; also where one layer is left over by the groups."""
     assert_right(implementation, "cell", N, compiled=True, use="inductor", **options)
