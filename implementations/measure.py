@@ -64,8 +64,8 @@ DENSE = (
 MODES = {
     "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, (), (), False, 5, 1, 0.3, {}),
     "default": Mode(
-        (4, 64, 1024), (4, 16, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (4, 16),
-        False, 10, 2, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 16),
+        (4, 64, 1024), (4, 8, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (4, 8),
+        False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 8),
         checkpoint=True, training=True,
     ),
     "full": Mode(

@@ -39,7 +39,7 @@ def setting(measured: Measured) -> Setting | None:
 
 
 def worth(measured: Measured, gradient: bool, calls: int) -> Worth | None:
-    """None where the two forms were measured at no N together."""
+    """None where the two forms were not measured at two N together."""
     rolled, unrolled = (costs(measured, form, gradient, calls) for form in FORMS)
     return crossover(rolled, unrolled)
 
@@ -51,7 +51,7 @@ def crossover(rolled: Mapping[int, float], unrolled: Mapping[int, float]) -> Wor
         if rolled[n] >= unrolled[n]:
             break
         since = n
-    return Worth(tuple(depths), since) if depths else None
+    return Worth(tuple(depths), since) if len(depths) > 1 else None
 
 
 def said(found: Worth | None) -> str:
