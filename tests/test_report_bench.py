@@ -213,6 +213,7 @@ def test_crossovers_are_computed_for_each_number_of_calls() -> None:
         ({1: 1.0, 2: 1.0}, {1: 2.0, 2: 1.0}, "never"),  # no less is not less
         ({1: 1.0, 2: 1.0, 4: 9.0}, {1: 0.5, 2: 2.0}, "from N = 2"),
         ({1: 1.0}, {2: 1.0}, ""),
+        ({4: 2.0}, {4: 1.0}, ""),  # one depth tells of no other
     ],
 )
 def test_crossover_is_where_it_stays(rolled: dict[int, float], unrolled: dict[int, float], words: str) -> None:
