@@ -58,6 +58,7 @@ RING: dict[str, Any] = {
     "markerfacecolor": "none",
     "markeredgewidth": 1.4,
 }
+NO_CROSSING: Mapping[bool, tuple[int, float]] = MappingProxyType({})
 CHEAPER = "rolled costs less from here on"
 LIGHT, DARK = (";".join(f"{colour[0]}:{colour[theme]}" for colour in COLOURS.values()) for theme in (1, 2))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -79,9 +80,7 @@ class Panel(NamedTuple):
     where: str  # N range, d, dtype
     lines: list[Line]
     missing: str  # why there is no line
-    crossings: Mapping[bool, tuple[int, float]] = MappingProxyType(
-        {}
-    )  # gradient -> where rolled costs less from then on
+    crossings: Mapping[bool, tuple[int, float]] = NO_CROSSING  # gradient -> where rolled costs less from then on
 
 
 def canvas(width: float, height: float) -> Canvas:

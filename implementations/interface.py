@@ -217,7 +217,8 @@ class Implementation(Protocol):
     def init_layers(self, layer: str, seed: int, num_layers: int, dtype: str = "float32", **sizes: int) -> Tree:
         """Stacked params: equal to num_layers inits with keys of their own. sizes: reference/shapes.py."""
 
-    # alternatives.py: what this framework's users do today, name -> Alternative
+    # alternatives.py: what users do today, name -> (apply, compiler, or None if it is compiled already); first the raw
+    # primitive as first written, its name "raw ..."
     ALTERNATIVES: Mapping[str, Any]
 
     # graph.py: size at the three levels; everything that touches framework internals

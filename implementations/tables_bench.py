@@ -12,7 +12,7 @@ TOO_NOISY = "too noisy"
 
 def bench(results: Results) -> Table:
     """Program and layer stand in one cell, batch and dtype beside the sizes: else the table is too wide to print."""
-    rows, limits, left_out, retried = [], set(), [], 0
+    rows, left_out = [], []
     for measured in summary.ran(results):
         for row in bench_facts.rows(measured):
             seconds, raw = bench_facts.layer_seconds(row), bench_facts.raw(row)
@@ -21,8 +21,6 @@ def bench(results: Results) -> Table:
             ratios = [_over(row, "rolled", other) for other in (LIMIT, "unrolled", raw or "")]
             said = f"{row['layer'].replace('_', ' ')} {row['program']}"
             rows.append([measured["name"], said, _sizes(row), a_layer, *ratios])
-            limits.add(row["limit"])
-            retried += row["tries"] > 1
             reasons = (f"{form}: {reason}" for form, reason in row["skipped"].items())
             left_out += [f"{measured['name']}, {bench_facts.name(row)}, {reason}" for reason in reasons]
     note = (

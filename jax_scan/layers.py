@@ -28,19 +28,6 @@ def dense(carry: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
     return _product(w, carry), None  # [d]
 
 
-# On the CPU, XLA reads w at the speed of memory in `y @ w.T`, at half of it or less in `w @ y`. But the gradient of the
-# former copies the whole stack of weights, transposed, so the derivative is that of the latter.
-@jax.custom_jvp
-def _product(w: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(y, w.T, precision=HIGHEST)
-
-
-@_product.defjvp
-def _product_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    (w, y), (tw, ty) = primals, tangents
-    return _product(w, y), jnp.matmul(w, ty, precision=HIGHEST) + jnp.matmul(tw, y, precision=HIGHEST)
-
-
 def mlp(carry: jax.Array, params: dict[str, Any]) -> tuple[jax.Array, None]:
     """Pre-norm residual block, `carry + down(gelu(up(norm(carry))))`: carry [..., d]; no per-layer output.
 
@@ -184,6 +171,19 @@ def _rotate(q: jax.Array, positions: jax.Array) -> jax.Array:
     cos, sin = (f(angles)[:, None, :] for f in (jnp.cos, jnp.sin))
     a, b = q[..., :half], q[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+# On the CPU, XLA reads w at the speed of memory in `y @ w.T`, at half of it or less in `w @ y`. But the gradient of the
+# former copies the whole stack of weights, transposed, so the derivative is that of the latter.
+@jax.custom_jvp
+def _product(w: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(y, w.T, precision=HIGHEST)
+
+
+@_product.defjvp
+def _product_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    (w, y), (tw, ty) = primals, tangents
+    return _product(w, y), jnp.matmul(w, ty, precision=HIGHEST) + jnp.matmul(tw, y, precision=HIGHEST)
 
 
 def _layer_norm(x: jax.Array, params: dict[str, jax.Array], eps: float) -> jax.Array:

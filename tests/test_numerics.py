@@ -47,6 +47,7 @@ def test_compiled_by_the_user_is_within_the_bound(implementation, name, dtype):
 
 def test_alternatives_are_right_too(implementation):
     """A comparison with a wrong alternative would compare nothing."""
+    assert next(iter(implementation.ALTERNATIVES)).startswith("raw ")
     case = cases.case("small_integers_3x7", "float32")
     weights, x, _ = map(implementation.from_numpy, case.inputs)
     for name, (apply, compiler) in implementation.ALTERNATIVES.items():

@@ -22,9 +22,10 @@ DEPTHS = (2, 512)
 ALL_DEPTHS = (2, 3, 8, 64, 512)
 TWIN_DEPTHS = (2, 3, 5)
 T, D, F, BATCH = 16, 32, 64, 2
-K = 2  # layers a step, or a group
-CYCLE = (7, 66)  # every remainder of N by K
-TIMES = 8  # the stated constant: with K layers a step never more than this many times the program with one
+K = 2  # layers a step, or a group, where memory is measured
+# Layers a step, or a group -> the stated constant, how many times the program with one it is at most, and depths with
+# every remainder.
+SEVERAL = {2: (4, (7, 66)), 3: (8, (7, 67, 6, 8))}
 CARRY = T * D * 4  # bytes
 SHAPES = {
     "norm": {"scale": (T, D), "bias": (T, D)},
@@ -34,7 +35,7 @@ SHAPES = {
 NUM_PARAMS = 6
 
 # In torch and TensorFlow the same programs: there a layer is recomputed in any case.
-SAME = {"remat=True": "gradient", "remat=True, unroll=k": "unroll=k"}
+SAME = {"remat=True": "gradient", f"remat=True, unroll={K}": f"unroll={K}"}
 
 
 def arrays(N):
@@ -105,9 +106,9 @@ def forms(implementation):
         "vmap_layers": (vmap, batch, False, 1),
         "vmap_vjp_layers": (per_example_gradients, batch * 2, False, 2),
         "remat=True": (forward(remat=True), none, True, 2),
-        "remat=k": (forward(remat=K), none, True, 2),
-        "unroll=k": (forward(unroll=K), none, True, 2),
-        "remat=True, unroll=k": (forward(remat=True, unroll=K), none, True, 2),
+        **{f"remat={k}": (forward(remat=k), none, True, 2) for k in SEVERAL},
+        **{f"unroll={k}": (forward(unroll=k), none, True, 2) for k in SEVERAL},
+        f"remat=True, unroll={K}": (forward(remat=True, unroll=K), none, True, 2),
         "unrolled": (unrolled, none, False, 0),
         "gradient, unrolled": (unrolled, none, True, 0),
         "copies the weights": (copies_the_weights, none, False, 1),
@@ -156,10 +157,12 @@ def test_rolled_has_one_size(implementation, form, depths):
     assert_constant(who, sizes(implementation, form, depths), loops(implementation, form))
 
 
-@pytest.mark.parametrize("form", ["unroll=k", "remat=k"])
-def test_several_layers_a_step_stay_below_one_size(implementation, form):
+@pytest.mark.parametrize("k", [2, pytest.param(3, marks=pytest.mark.thorough("torch_compile", "tf_while"))])
+@pytest.mark.parametrize("option", ["unroll", "remat"])
+def test_several_layers_a_step_stay_below_one_size(implementation, option, k):
+    form, (times, depths) = f"{option}={k}", SEVERAL[k]
     who, rolled = f"{implementation.__name__}, {form}", sizes(implementation, "gradient", (2,))[2]
-    assert_bounded(who, sizes(implementation, form, CYCLE), rolled, TIMES, loops(implementation, form))
+    assert_bounded(who, sizes(implementation, form, depths), rolled, times, loops(implementation, form))
 
 
 @pytest.mark.parametrize(
@@ -192,13 +195,13 @@ def test_remat_with_several_layers_a_step_keeps_one_carry_a_layer(implementation
     """Where K divides N: else JAX keeps the carries of what is left over twice."""
     if implementation.__name__ == "torch_compile":
         pytest.skip("in torch a layer is recomputed in any case: test_a_remainder_does_not_copy_the_weights")
-    found = sizes(implementation, "remat=True, unroll=k", (6, 66))
+    found = sizes(implementation, f"remat=True, unroll={K}", (6, 66))
     assert_memory_a_layer(f"{implementation.__name__}, remat=True, unroll={K}", found, CARRY, 2 * CARRY + 8)
 
 
 @of_memory
 def test_remat_of_groups_keeps_one_carry_a_group(implementation):
-    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, "remat=k", (6, 66), memory=True)
+    who, found = f"{implementation.__name__}, remat={K}", sizes(implementation, f"remat={K}", (6, 66), memory=True)
     # in torch the cotangent of each group too, and another array of that size
     times = 3 if implementation.__name__ == "torch_compile" else 1
     assert_memory_a_layer(who, found, CARRY / K, times * CARRY / K + 8)
@@ -240,13 +243,13 @@ def test_program_without_a_loop_is_caught_by_the_bound():
     implementation = loaded("jax_scan")  # the law knows no framework, and JAX compiles a twin soonest
     unrolled = sizes(implementation, "gradient, unrolled", TWIN_DEPTHS)
     with pytest.raises(AssertionError, match=r"observed loops .* allowed no fewer than 1"):
-        assert_bounded("mutant", unrolled, sizes(implementation, "gradient", (2,))[2], TIMES, loops=1)
+        assert_bounded("mutant", unrolled, sizes(implementation, "gradient", (2,))[2], times=8, loops=1)
 
 
 def test_program_that_grows_is_caught_by_the_bound(implementation):
     deep = {2: sizes(implementation, "unrolled", (2,))[2], 64: captured_at_64(implementation)}
     with pytest.raises(AssertionError, match=r"captured: observed .* allowed \d+ for all N"):
-        assert_bounded("mutant", deep, sizes(implementation, "forward", (2,))[2], TIMES, loops=0)
+        assert_bounded("mutant", deep, sizes(implementation, "forward", (2,))[2], times=8, loops=0)
 
 
 def captured_at_64(implementation):

@@ -336,6 +336,23 @@ def test_float16_works(implementation):
         np.testing.assert_array_equal(leaf, want)
 
 
+def test_torch_programs_have_loops_in_cpp_and_one_thread_for_a_small_layer():
+    """As `compile` asks for; left to itself, torch writes the loop in Python and wakes a second thread."""
+    implementation, as_it_comes = (
+        loaded("torch_compile"),
+        importlib.import_module("torch_compile.alternatives").as_it_comes,
+    )
+    import torch
+    from torch._inductor.utils import run_and_get_code
+
+    arrays = [implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((3, 64, 64), (64,))]
+    for compiler, ours in ((implementation.compile, True), (as_it_comes, False)):
+        with torch._inductor.config.patch({"cpp.threads": 2}):
+            _, (code,) = run_and_get_code(compiler(lambda w, x: implementation.scan_apply_layers(w, x)), *arrays)
+        assert ("inductor_entry_impl" in code) == ours
+        assert ("omp parallel" in code) != ours
+
+
 def test_a_missing_compiler_is_named(monkeypatch):
     """torch would fail from within, pages deep; and the signature works once there is a compiler."""
     implementation = loaded("torch_compile")

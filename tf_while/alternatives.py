@@ -15,7 +15,10 @@ from tf_while.stack import scan_apply_layers
 def raw_while_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The loop as first written: no checks, and TensorFlow's own gradient."""
     num_layers = weights.shape[0]
-    body = lambda i, y: (i + 1, tf.linalg.matvec(weights[i], y))  # noqa: E731
+
+    def body(i: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return i + 1, tf.linalg.matvec(weights[i], y)
+
     return tf.while_loop(lambda i, _: i < num_layers, body, (0, x), maximum_iterations=num_layers)[1]
 
 

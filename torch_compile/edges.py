@@ -77,7 +77,7 @@ def settings() -> dict[str, str]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": str(torch.get_num_threads()),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
-        "options": ", ".join(f"{name}={value}" for name, value in OPTIONS.items()),
+        "options": "" if torch.cuda.is_available() else ", ".join(f"{name}={OPTIONS[name]}" for name in OPTIONS),
     }
 
 
