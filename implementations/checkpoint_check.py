@@ -177,9 +177,9 @@ def check(implementation: Implementation, gradients: bool, step: Callable[[str],
 
 
 def programs(N: int, gradients: bool) -> list[tuple[str, bool]]:
-    """(form, gradient) of what is counted at depth N: of the unrolled twin only the six layers."""
+    """(form, gradient) of what is counted at depth N: of the unrolled twin only the six layers, where gradients are."""
     rolled = [("rolled", gradient) for gradient in (False, True)[: 1 + gradients]]
-    return rolled + ([("unrolled", False)] if DEPTHS[0] == N else [])
+    return rolled + ([("unrolled", False)] if gradients and DEPTHS[0] == N else [])
 
 
 def steps(gradients: bool) -> int:

@@ -59,13 +59,13 @@ FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one co
 # fastest; the full run has all of `mlp`, which keeps more than its carry, so that the choices of remat differ.
 DENSE = (
     *("gradient", "vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers"),
-    *(f"gradient, remat={programs.K}", "gradient, unrolled"),
+    f"gradient, remat={programs.K}",
 )
 MODES = {
     "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, (), (), False, 5, 1, 0.3, {}),
     "default": Mode(
-        (4, 64, 1024), (4, 8, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (4, 8),
-        False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255), twins=(4, 8),
+        (4, 64, 1024), (4, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (4, 8),
+        False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255),
         checkpoint=True, training=True,
     ),
     "full": Mode(
@@ -81,8 +81,10 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     """Everything about one implementation, as plain data."""
     start = time.perf_counter()
     implementation = load(name)
-    gradients = {*mode.rolled_gradients, *mode.unrolled_gradients}
-    groups = [(False, N) for N in depths(mode)] + [(True, N) for N in depths(mode) if N in gradients]
+    groups = [
+        *((False, N) for N in sorted({*mode.rolled, *mode.unrolled, *mode.alternatives})),
+        *((True, N) for N in sorted({*mode.rolled_gradients, *mode.unrolled_gradients})),
+    ]
     general = general_programs(implementation, mode)
     counted = bool(mode.rolled)  # nothing but the bench is asked for otherwise
     total = counted + sum(map(len, mode.cases.values()))
@@ -136,10 +138,6 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         "seconds": time.perf_counter() - start,
         "problems": [],
     }
-
-
-def depths(mode: Mode) -> list[int]:
-    return sorted({*mode.rolled, *mode.unrolled, *mode.alternatives})
 
 
 def general_programs(implementation: Implementation, mode: Mode) -> list[tuple[programs.Program, int]]:

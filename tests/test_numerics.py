@@ -34,7 +34,8 @@ def test_unrolled_is_within_the_bound(implementation, name, dtype):
     ("name", "dtype"),
     [
         pytest.param("small_integers_3x7", "float32", marks=pytest.mark.thorough("torch_compile")),
-        *(("orthogonal_8x256", dtype) for dtype in cases.DTYPES),
+        *(("orthogonal_8x256", dtype) for dtype in ("float32", "bfloat16")),
+        pytest.param("orthogonal_8x256", "float64", marks=pytest.mark.thorough("torch_compile")),
     ],
 )
 def test_compiled_by_the_user_is_within_the_bound(implementation, name, dtype):

@@ -157,7 +157,7 @@ def test_rolled_has_one_size(implementation, form, depths):
     assert_constant(who, sizes(implementation, form, depths), loops(implementation, form))
 
 
-@pytest.mark.parametrize("k", [2, pytest.param(3, marks=pytest.mark.thorough("torch_compile", "tf_while"))])
+@pytest.mark.parametrize("k", [2, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("option", ["unroll", "remat"])
 def test_several_layers_a_step_stay_below_one_size(implementation, option, k):
     form, (times, depths) = f"{option}={k}", SEVERAL[k]

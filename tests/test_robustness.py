@@ -249,6 +249,7 @@ NOT_FINITE = {
 }
 
 
+@pytest.mark.usefixtures("without_inductor")
 @both_forms
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_nan_and_infinity_stand_where_numpy_has_them(implementation, form, name):
@@ -296,6 +297,7 @@ def test_many_widths_in_one_process(implementation):
             np.testing.assert_array_equal(implementation.to_numpy(y), apply_layers(weights, x), strict=True)
 
 
+@pytest.mark.usefixtures("without_inductor")
 def test_programs_are_as_declared_and_made_once(implementation):
     """A new depth costs what PROGRAMS says, a depth seen before nothing. The width is one that no other test uses."""
     x = implementation.from_numpy(np.ones(19, np.float32))

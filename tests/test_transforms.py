@@ -30,7 +30,7 @@ OPTIONS = {
 long_in_torch = pytest.mark.thorough("torch_compile")
 every_option = pytest.mark.parametrize(
     ("options", "compiled"),
-    [pytest.param(*row, id=what, marks=[long_in_torch] * ("remat of 2" in what)) for what, row in OPTIONS.items()],
+    [pytest.param(*row, id=what, marks=[long_in_torch] * ("reverse" in what)) for what, row in OPTIONS.items()],
 )
 
 
