@@ -174,7 +174,7 @@ def merge(
 ) -> dict[str, Any]:
     """What results.json holds. A change of meaning, or a field gone, is a new schema_version.
 
-    schema_version   1
+    schema_version   2
     mode             "quick", "default", "full" or "bench", in which nothing but the block "bench" was measured
     provenance       name -> text: date, command, commit, cpu, platform, environment, ...
     implementations  one object each, as `measure` prints it: name, status ("ok", "not run", "failed"), then either
@@ -195,9 +195,9 @@ def merge(
                      for a single vector), dtype, program ("forward", "gradient", "training step"), limit ("read": the
                      weights once; "product": of the batch with as many numbers), run_seconds (form -> seconds in each
                      round; the forms are limit, rolled, unrolled, and names of alternatives), tries (how many times
-                     that was measured; the quietest is here), compile_seconds (form -> seconds from cold; of some
-                     cases), skipped (form -> reason), weights_bytes, peak_bytes (what the process held at most while
-                     the rolled form ran, beside what it held before; null where not measured), load (the average
+                     that was measured; the quietest is here), compile_seconds (form -> seconds from cold, and again; of
+                     some cases), skipped (form -> reason), weights_bytes, peak_bytes (what the process held at most
+                     while the rolled form ran, beside what it held before; null where not measured), load (the average
                      before and after; null where there is none)
     training         the same by NumPy: N, its sizes, float64 and float32 (losses and weight_norms each); null in a
                      quick run
@@ -207,7 +207,7 @@ def merge(
     """
     unmeasured = dict.fromkeys(NAMES, "not run") | {m["name"]: m["status"] for m in measured}
     results: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "mode": mode,
         "provenance": known,
         "implementations": [_finite(found) for found in measured],

@@ -231,8 +231,11 @@ class Implementation(Protocol):
         left by the compiler; with `memory` also "temp_bytes", the peak memory of the compiled program beside arguments
         and results, for which some frameworks compile again or run."""
 
-    def compile_seconds(self, apply: Apply, *args: Array, cotangent: Array | None = None) -> float:
-        """Seconds to trace and compile from cold, without the first execution."""
+    def compile_seconds(
+        self, apply: Apply, *args: Array, cotangent: Array | None = None, times: int = 1
+    ) -> list[float]:
+        """Seconds to trace and compile, without the first execution: from cold, then warm, with what the framework
+        keeps of the times before."""
 
     def program_count(self) -> int:
         """How many programs `scan_apply_layers` called as it stands has compiled in this process so far."""

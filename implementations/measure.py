@@ -64,7 +64,7 @@ DENSE = (
 MODES = {
     "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, (), (), False, 5, 1, 0.3, {}),
     "default": Mode(
-        (4, 64, 1024), (4, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (4, 8),
+        (4, 64, 1024), (4, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (2, 4),
         False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255),
         checkpoint=True, training=True,
     ),
@@ -212,14 +212,14 @@ def measure_depth(
         if compiler == implementation.compile:
             again = mode.compilations if form in ("rolled", "unrolled") else 1
             while len(seconds) < again and (form == "rolled" or sum(seconds) < REPEAT_SECONDS):
-                seconds.append(implementation.compile_seconds(apply, weights, x, **extra))
+                seconds += implementation.compile_seconds(apply, weights, x, **extra)
             if min(seconds) > mode.patience:
                 given_up.add((gradient, form))
             memory = form in ("rolled", "unrolled")  # which torch has to build and run for
             sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
         rows[form] = at | {"compile_seconds": seconds}
         programs[form] = partial(timed_program(implementation, apply, compiler, gradient), *args)
-    programs["read"] = reader(implementation.to_numpy(weights))
+    programs["read"] = reader(implementation, implementation.to_numpy(weights))
     run_seconds = interleave(programs, mode.run_seconds, implementation.wait)
     times += [
         row | {"run_seconds": run_seconds[form], "read_seconds": run_seconds["read"]} for form, row in rows.items()

@@ -104,7 +104,9 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("compile", figure("compile-time"), table("compile"))
         + section("run", figure("run-time"), table("run"))
         + section("worth", figure("worth"), table("worth"))
-        + section("bench", table("bench"), table("bench-alternatives", True), table("bench-memory", True))
+        + section(
+            "bench", table("bench"), *(table(f"bench-{name}", True) for name in ("alternatives", "compile", "memory"))
+        )
         + section("memory", figure("temporary-memory"), table("memory"))
         + section("remat", figure("remat"), table("remat"))
         + section("checkpoint", table("checkpoint"), table("checkpoint-pairs", True), table("checkpoint-sizes", True))
@@ -277,7 +279,7 @@ def _limits(results: Results) -> str:
     said = [
         "Other machines. Every number here is of the one machine named above; only the sizes carry over.",
         "Whether a framework is faster than another. Ratios are to the twin in the same framework.",
-        "The first execution after compiling, and compiling from a warm cache: compile times are cold.",
+        "The first execution after compiling.",
         "The memory of the compiler itself while it compiles.",
     ]
     devices = {str(measured.get("settings", {}).get("device", "")).lower() for measured in summary.ran(results)}

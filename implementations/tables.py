@@ -32,6 +32,7 @@ def tables(results: Results) -> list[Table]:
         tables_bench.worth_it(results),
         tables_bench.bench(results),
         tables_bench.alternatives(results),
+        tables_bench.compiling(results),
         tables_bench.peaks(results),
         memory(results),
         remat(results),

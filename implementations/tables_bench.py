@@ -80,6 +80,23 @@ def peaks(results: Results) -> Table:
     return Table("bench-memory", "Peak memory of the process", columns, "llrrrr", rows, note)
 
 
+def compiling(results: Results) -> Table:
+    rows = []
+    for measured in summary.ran(results):
+        for row in bench_facts.rows(measured):
+            if row["compile_seconds"]:
+                pairs = [row["compile_seconds"].get(form) for form in summary.FORMS]
+                cells = [said for pair in pairs for said in (map(wording.seconds, pair) if pair else (NONE, NONE))]
+                rows.append([measured["name"], f"{row['layer']} {row['program']}", _sizes(row), *cells])
+    note = (
+        "Seconds to trace and compile, once each: cold, and then the same program again in the same process, with what "
+        "the framework keeps by itself: PyTorch files of what it compiled, JAX and TensorFlow nothing of the compiler."
+    )
+    forms = [f"{form}\n{state}" for form in summary.FORMS for state in ("cold", "warm")]
+    columns = ("implementation", "program", "d, N", *forms)
+    return Table("bench-compile", "Compile time, cold and warm", columns, "llrrrrr", rows, note)
+
+
 def worth_it(results: Results) -> Table:
     rows, depths = [], set()
     for measured in summary.ran(results):

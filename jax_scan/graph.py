@@ -40,12 +40,15 @@ def graph_size(
     return counts | {"temp_bytes": program.memory_analysis().temp_size_in_bytes} if memory else counts
 
 
-def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None) -> float:
-    """Seconds to trace and compile from cold."""
+def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None, times: int = 1) -> list[float]:
+    """Seconds to trace and compile: from cold, then again with what JAX keeps in memory."""
     jax.clear_caches()
-    start = time.perf_counter()
-    _traced(apply, args, cotangent).lower().compile()
-    return time.perf_counter() - start
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        _traced(apply, args, cotangent).lower().compile()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def program_count() -> int:

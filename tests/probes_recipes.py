@@ -85,8 +85,9 @@ def autocast(implementation):
     """Around the stack it would change the dtypes within a layer: silently is the one way in which it must not."""
     import torch
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        implementation.scan_layers(layer(implementation, make_tanh), *from_numpy(implementation, (W, X)))
+    weights, x = from_numpy(implementation, (W, X))
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        implementation.scan_layers(layer(implementation, make_tanh), weights, x)
 
 
 @quick

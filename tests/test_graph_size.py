@@ -110,3 +110,19 @@ def test_constant_size_without_a_loop_is_caught():
 def test_twin_that_is_rolled_is_caught(implementation):
     with pytest.raises(AssertionError, match=r"growth a layer \{0.0\}, allowed more than 0"):
         assert_grows("mutant", sizes(implementation, "scan_apply_layers", TWIN_DEPTHS, False))
+
+
+def test_torch_compiles_from_cold_then_warm_and_again_from_cold():
+    """Seen by what Inductor finds in its cache: what was compiled before is not found, and is kept for a later call."""
+    implementation = loaded("torch_compile")
+    from torch._dynamo.utils import counters
+
+    def hits(function):
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        return function(), counters["inductor"]["fxgraph_cache_hit"] - before
+
+    apply, arrays = implementation.unroll_apply_layers, problem(implementation, 2)[:2]
+    assert hits(lambda: implementation.compile_seconds(apply, *arrays))[1] == 0
+    seconds, found = hits(lambda: implementation.compile_seconds(apply, *arrays, times=2))
+    assert (len(seconds), found) == (2, 1)
+    assert hits(lambda: implementation.compile(lambda *arrays: apply(*arrays))(*arrays))[1] == 1

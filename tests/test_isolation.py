@@ -36,7 +36,7 @@ FILES = (
 )
 # of reference: not the oracle, and no more than what frameworks must agree on
 WORDS = (("reference", ("arguments",)), ("reference", ("shapes",)))
-LINES = {"stack.py": 150, "graph.py": 120, "transforms.py": 165, "training.py": 100}
+LINES = {"stack.py": 150, "graph.py": 135, "transforms.py": 165, "training.py": 100}
 
 
 def source(*path):

@@ -102,6 +102,15 @@ def test_peaks_are_in_multiples_of_the_weights() -> None:
     assert row[-3:] == ["268 MB", "403 MB", "1.50"]
 
 
+def test_compile_times_are_cold_and_warm_and_a_twin_left_out_is_a_dash() -> None:
+    both = bench_row("forward", compile_seconds={"rolled": [0.5, 0.25], "unrolled": [20.0, 10.0]})
+    found = rows_of(both, bench_row("gradient", compile_seconds={"rolled": [0.5, 0.25]}), bench_row("forward"))
+    assert [row[3:] for row in shown(found, "bench-compile").rows] == [
+        ["500 ms", "250 ms", "20 s", "10 s"],
+        ["500 ms", "250 ms", tables.NONE, tables.NONE],
+    ]
+
+
 def test_bench_fits_the_terminal_at_its_widest() -> None:
     """Ratios of five digits with a spread of two, the longest names: no name of an implementation is broken."""
     found = results()
@@ -283,6 +292,7 @@ def test_measured_rows_have_all_forms_and_their_shape() -> None:
         assert len({len(seconds) for seconds in row["run_seconds"].values()}) == 1
         assert min(second for seconds in row["run_seconds"].values() for second in seconds) > 0
         assert len(row["load"]) == 2
+    assert {len(seconds) for row in found["bench"] for seconds in row["compile_seconds"].values()} == {2}
     timed = [set(row["compile_seconds"]) for row in found["bench"]]
     assert timed == [{"rolled", "unrolled"}] * 2 + [set(), {"rolled", "unrolled"}, set()]
     assert [row["weights_bytes"] for row in found["bench"][:3]] == [3 * 64 * 4, 3 * 64 * 4, 3 * 64 * 2]
@@ -336,11 +346,11 @@ def fake(compile_seconds: Any) -> Any:
             "eager": (alternative, None),
         },
     }
-    implementation = SimpleNamespace(**(same | parts))
+    implementation = SimpleNamespace(**(same | parts), settings=lambda: {"device": "cpu"})
 
-    def seconds(apply: Any, weights: Any, x: Any, cotangent: Any = None) -> float:
+    def seconds(apply: Any, weights: Any, x: Any, cotangent: Any = None, times: int = 1) -> list[float]:
         form = "unrolled" if apply is implementation.unroll_apply_layers else "loop" if apply is alternative else ""
-        return compile_seconds(form, len(weights))
+        return [compile_seconds(form, len(weights))] * times
 
     implementation.compile_seconds = seconds
     return implementation
@@ -356,10 +366,10 @@ def test_what_would_compile_for_long_is_left_out_and_what_fails_is_said(monkeypa
     # a loop compiles as long for 16 layers as for 8: it is not left out
     assert row["skipped"] == {"unrolled": "would compile for about 128 s", "raw loop": "raises ValueError"}
     assert set(row["run_seconds"]) == {"limit", "rolled", "loop", "eager"}
-    assert row["compile_seconds"] == {"rolled": 1.0}
+    assert row["compile_seconds"] == {"rolled": [1.0, 1.0]}
     patient = bench.measure_case(fake(compile_seconds), case, 130.0, lambda _: None)
     assert "unrolled" in patient["run_seconds"]
-    assert patient["compile_seconds"] == {"rolled": 1.0, "unrolled": 128.0}
+    assert patient["compile_seconds"] == {"rolled": [1.0, 1.0], "unrolled": [128.0, 128.0]}
 
 
 def test_the_quietest_try_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def as_laid_out(implementation, array):
     if implementation.__name__ == "torch_compile":
         import torch
 
-        return torch.from_numpy(array)
+        return torch.from_numpy(array).to(importlib.import_module("torch_compile.edges").DEVICE)
     return implementation.from_numpy(array)
 
 
@@ -347,6 +347,8 @@ def test_torch_programs_have_loops_in_cpp_and_one_thread_for_a_small_layer():
     import torch
     from torch._inductor.utils import run_and_get_code
 
+    if torch.cuda.is_available():
+        pytest.skip("of the CPU")
     arrays = [implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((3, 64, 64), (64,))]
     for compiler, ours in ((implementation.compile, True), (as_it_comes, False)):
         with torch._inductor.config.patch({"cpp.threads": 2}):
@@ -359,7 +361,7 @@ def test_a_missing_compiler_is_named(monkeypatch):
     """torch would fail from within, pages deep; and the signature works once there is a compiler."""
     implementation = loaded("torch_compile")
     monkeypatch.setattr("torch_compile.edges.BACKEND", "eager")  # which needs none
-    arrays = [implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((0, 23, 23), (23,))]
+    arrays = [implementation.from_numpy(np.ones(shape, np.float32)).cpu() for shape in ((0, 23, 23), (23,))]
     with monkeypatch.context() as patch:
         patch.setenv("CXX", "no-such-compiler -O2")
         with pytest.raises(RuntimeError) as caught:

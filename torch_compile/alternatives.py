@@ -34,7 +34,8 @@ def while_loop(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     def body(i: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return i + 1, dense(y, weights.index_select(0, i)[0])[0]
 
-    return torch.while_loop(lambda i, y: (i < weights.shape[0]).all(), body, (torch.zeros(1, dtype=torch.int64), x))[1]
+    first = torch.zeros(1, dtype=torch.int64, device=x.device)
+    return torch.while_loop(lambda i, y: (i < weights.shape[0]).all(), body, (first, x))[1]
 
 
 _region = torch.compiler.nested_compile_region(lambda y, w: dense(y, w)[0])

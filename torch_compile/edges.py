@@ -17,15 +17,18 @@ import torch
 from reference import arguments
 
 BACKEND = "inductor"  # what compiles; the tests also use a quicker one
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where arrays are made, as in JAX and TensorFlow
 # For the CPU. A loop in C++ costs a third of one in Python, and waking a second thread for less than some microseconds
 # of work costs more than the work. No result is written into the memory of an argument: where that is a result of a
 # loop that nobody reads, the C++ of torch 2.13 declares it twice.
-OPTIONS = {"cpp_wrapper": True, "cpp.min_chunk_size": 8192, "inplace_buffers": False}
+OPTIONS: dict[str, Any] = (
+    {"cpp_wrapper": True, "cpp.min_chunk_size": 8192, "inplace_buffers": False} if DEVICE == "cpu" else {}
+)
 
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` of the whole function by Inductor: one graph, static shapes."""
-    options = OPTIONS if BACKEND == "inductor" and not torch.cuda.is_available() else None
+    options = OPTIONS if BACKEND == "inductor" else None
     # isolate_recompiles: the limit of eight programs is for this object, not for all that share its code
     return torch.compile(  # type: ignore[call-overload]
         apply, backend=BACKEND, fullgraph=True, dynamic=False, options=options, isolate_recompiles=True
@@ -33,10 +36,10 @@ def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
-    """A tensor of the same shape, dtype and bytes, in memory of its own."""
+    """A tensor of the same shape, dtype and bytes, in memory of its own, on the GPU where there is one."""
     if array.dtype == ml_dtypes.bfloat16:  # torch reads no ml_dtypes; the 16 bits are the same
-        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+        return from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array.copy()).to(DEVICE)
 
 
 def to_numpy(array: torch.Tensor) -> np.ndarray:
@@ -74,10 +77,10 @@ def versions() -> dict[str, str]:
 def settings() -> dict[str, str]:
     """What numbers depend on."""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": "cpu" if DEVICE == "cpu" else torch.cuda.get_device_name(),
         "threads": str(torch.get_num_threads()),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
-        "options": "" if torch.cuda.is_available() else ", ".join(f"{name}={OPTIONS[name]}" for name in OPTIONS),
+        "options": ", ".join(f"{name}={OPTIONS[name]}" for name in OPTIONS),
     }
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from reference import shapes
-from torch_compile.edges import as_leaf
+from torch_compile.edges import DEVICE, as_leaf
 
 # TF32 is a global switch here, off by default: torch.set_float32_matmul_precision("highest").
 
@@ -121,10 +121,10 @@ def init_layer(layer: str, key: torch.Generator, dtype: str = "float32", **sizes
     """Params of one layer."""
 
     def normal(shape: tuple[int, ...], scale: float) -> torch.Tensor:
-        return scale * torch.randn(shape, generator=key, dtype=getattr(torch, dtype))
+        return scale * torch.randn(shape, generator=key, dtype=getattr(torch, dtype), device=key.device).to(DEVICE)
 
     return shapes.first_values(
-        layer, sizes, normal, lambda shape, value: torch.full(shape, value, dtype=getattr(torch, dtype))
+        layer, sizes, normal, lambda shape, value: torch.full(shape, value, dtype=getattr(torch, dtype), device=DEVICE)
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch_compile.edges import cached
+from torch_compile.edges import DEVICE, cached
 from torch_compile.loops import Layer
 from torch_compile.stack import scan_layers
 from torch_compile.trees import flatten, flatten_like, map_arrays, unflatten
@@ -44,7 +44,7 @@ def gated(layer: Layer) -> Layer:
 def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> torch.Tensor:
     """One key a layer, as xs for layers that call `dropout` on arrays of `shape`: equal seeds, equal keys."""
     # torch draws from a state, not from a key: so the numbers are drawn beforehand, and are the key
-    return torch.rand(num_layers, *shape, generator=torch.Generator().manual_seed(seed))  # [N, *shape]
+    return torch.rand(num_layers, *shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)  # [N, *shape]
 
 
 def dropout(array: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:

@@ -53,7 +53,8 @@ def prepare(
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     stacked, slices = flatten((stacked_params, xs))
     carry_arrays, carry = flatten(init)
-    if torch.is_autocast_enabled(stacked[0].device.type):
+    device = stacked[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
         raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
     y = _run_once(layer, carry, slices, carry_arrays, stacked)
     y_arrays, ys = flatten(y)
