@@ -112,6 +112,7 @@ def test_twin_that_is_rolled_is_caught(implementation):
         assert_grows("mutant", sizes(implementation, "scan_apply_layers", TWIN_DEPTHS, False))
 
 
+@pytest.mark.thorough
 def test_torch_compiles_from_cold_then_warm_and_again_from_cold():
     """Seen by what Inductor finds in its cache: what was compiled before is not found, and is kept for a later call."""
     implementation = loaded("torch_compile")
