@@ -219,7 +219,7 @@ def measure_depth(
             sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
         rows[form] = at | {"compile_seconds": seconds}
         programs[form] = partial(timed_program(implementation, apply, compiler, gradient), *args)
-    programs["read"] = reader(implementation, implementation.to_numpy(weights))
+    programs["read"] = reader(implementation, weights)
     run_seconds = interleave(programs, mode.run_seconds, implementation.wait)
     times += [
         row | {"run_seconds": run_seconds[form], "read_seconds": run_seconds["read"]} for form, row in rows.items()
