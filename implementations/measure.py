@@ -209,13 +209,16 @@ def measure_depth(
             continue
         at = {"form": form, "N": N, "d": D, "dtype": "float32", "gradient": gradient}
         seconds: list[float] = []
-        if compiler == implementation.compile:
+        if getattr(compiler, "func", compiler) == implementation.compile:  # maybe with other options
             again = mode.compilations if form in ("rolled", "unrolled") else 1
             while len(seconds) < again and (form == "rolled" or sum(seconds) < REPEAT_SECONDS):
-                seconds += implementation.compile_seconds(apply, weights, x, **extra)
+                seconds += implementation.compile_seconds(
+                    apply, weights, x, **extra, **getattr(compiler, "keywords", {})
+                )
             if min(seconds) > mode.patience:
                 given_up.add((gradient, form))
-            memory = form in ("rolled", "unrolled")  # which torch has to build and run for
+            # torch has to build and run for it; and for the gradient of its own loop, whose sizes a run alone tells
+            memory = gradient or form in ("rolled", "unrolled")
             sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
         rows[form] = at | {"compile_seconds": seconds}
         programs[form] = partial(timed_program(implementation, apply, compiler, gradient), *args)

@@ -26,12 +26,16 @@ OPTIONS: dict[str, Any] = (
 )
 
 
-def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
+def compile(apply: Callable[..., Any], options: dict[str, Any] = OPTIONS) -> Callable[..., Any]:
     """`torch.compile` of the whole function by Inductor: one graph, static shapes."""
-    options = OPTIONS if BACKEND == "inductor" else None
     # isolate_recompiles: the limit of eight programs is for this object, not for all that share its code
     return torch.compile(  # type: ignore[call-overload]
-        apply, backend=BACKEND, fullgraph=True, dynamic=False, options=options, isolate_recompiles=True
+        apply,
+        backend=BACKEND,
+        fullgraph=True,
+        dynamic=False,
+        options=options if BACKEND == "inductor" else None,
+        isolate_recompiles=True,
     )
 
 

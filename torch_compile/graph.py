@@ -78,13 +78,13 @@ def graph_size(
 
 
 def compile_seconds(
-    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, times: int = 1
+    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, times: int = 1, options: Any = OPTIONS
 ) -> list[float]:
     """Seconds to trace and compile, the first call less the second: from cold, then with the files Inductor keeps."""
     seconds, kept = [], cache_dir()
     with fresh_cache():
         for _ in range(times):
-            program = compile(_fresh(apply))
+            program = compile(_fresh(apply), options)
             start = time.perf_counter()
             _run(program, args, cotangent)
             first = time.perf_counter()
