@@ -40,11 +40,16 @@ class NotApplicable(NamedTuple):
 
 State: TypeAlias = Yes | No | NotApplicable
 
-TORCH, TF = "torch 2.13.0", "tensorflow 2.21.0"
+JAX, TORCH, TF = "jax 0.10.2", "torch 2.13.0", "tensorflow 2.21.0"
 TORCH_ISSUES = "https://github.com/pytorch/pytorch/issues/"
 TF_FORWARD = "https://www.tensorflow.org/api_docs/python/tf/autodiff/ForwardAccumulator"
 
 JAX_STATIC = NotApplicable("jax_scan: shapes are static: one program for each N, all of one size")
+XLA_BFLOAT16 = (
+    "XLA on the CPU makes a float32 copy of the whole stack, twice its size, before the loop; not of float16",
+    "https://github.com/openxla/xla/blob/main/xla/service/cpu/cpu_compiler.cc",  # FloatNormalization
+    "builtins.AssertionError",
+)
 TORCH_INSIDE = Yes(
     "torch.func inside torch.compile runs layer by layer: of size N; .backward() and vjp_layers are of one size",
     f"{TORCH_ISSUES}174067",
@@ -92,6 +97,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
         Yes("in graph mode; under XLA one for each N, all of one size"),
     ),
     "temporary memory reported": (Yes(), Yes("by the profiler, over one call; not by the compiler"), Yes()),
+    "bfloat16 weights are read where they are": (No(*XLA_BFLOAT16, JAX), Yes(), No(*XLA_BFLOAT16, TF)),
     "called inside the user's compiled function": (Yes(), Yes(), Yes()),
     "gradient inside the user's compiled function": (Yes(), TORCH_INSIDE, Yes()),
     "reverse mode from outside": (Yes(), Yes(), Yes()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -88,6 +89,18 @@ def memory_reported(implementation):
     assert implementation.graph_size(implementation.scan_apply_layers, *arrays)["temp_bytes"] > 0
 
 
+def bfloat16_read_in_place(implementation):
+    """As float32 is (tests/test_graph_size.py)."""
+    if implementation.settings()["device"] != "cpu":
+        pytest.skip("declared for the CPU")
+
+    def temporary(N):
+        arrays = (implementation.from_numpy(np.ones(shape, ml_dtypes.bfloat16)) for shape in ((N, 64, 64), (64,)))
+        return implementation.graph_size(implementation.scan_apply_layers, *arrays)["temp_bytes"]
+
+    assert temporary(2) == temporary(8)
+
+
 PROBES = {
     "forward": case_of("small_integers_3x7", "float32"),
     "N = 0": case_of("small_integers_3x7", "float32", layers=0),
@@ -96,6 +109,7 @@ PROBES = {
     "bfloat16": case_of("orthogonal_3x7", "bfloat16"),
     "one program for all N": one_program,
     "temporary memory reported": memory_reported,
+    "bfloat16 weights are read where they are": bfloat16_read_in_place,
     "called inside the user's compiled function": inside_a_program,
     "gradient inside the user's compiled function": from_outside("reverse_inside"),
     "reverse mode from outside": case_of("orthogonal_3x7", "float32"),
