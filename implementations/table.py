@@ -21,24 +21,24 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def _one(counts: dict[int, int], holds: bool | None = None) -> str:
-    return flag(_range(counts), len(set(counts.values())) <= 1 if holds is None else holds)
+def constant(counts: dict[int, int], holds: bool | None = None) -> str:
+    return flag(spanned(counts), len(set(counts.values())) <= 1 if holds is None else holds)
 
 
-def _growing(counts: dict[int, int]) -> str:
+def growing(counts: dict[int, int]) -> str:
     return f"{counts[max(counts)]:,} [{max(counts)}]" if counts else NONE
 
 
-def _range(counts: dict[int, int]) -> str:
+def spanned(counts: dict[int, int]) -> str:
     low, high = min(counts.values(), default=0), max(counts.values(), default=0)
     return NONE if not counts else f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def _comma(numbers: Iterable[int]) -> str:
+def comma(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
 
 
-def _twice(*columns: str) -> tuple[str, ...]:
+def twice(*columns: str) -> tuple[str, ...]:
     return tuple(f"{program}\n{column}" for program in PROGRAMS.values() for column in columns)
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from implementations import summary, tables_bench, tables_trained, wording
 from implementations.interface import LEVELS
 from implementations.summary import FORMS, PROGRAMS, Measured, Results, Setting
-from implementations.table import BAD, NONE, PLUS_MINUS, Table, _comma, _growing, _one, _range, _twice, flag
+from implementations.table import BAD, NONE, PLUS_MINUS, Table, comma, constant, flag, growing, spanned, twice
 
 
 def tables(results: Results) -> list[Table]:
@@ -111,12 +111,12 @@ def sizes(results: Results) -> Table:
                 depths |= set(rolled)
                 added = summary.growth(unrolled)
                 cells += [
-                    _one(rolled),
+                    constant(rolled),
                     f"{unrolled[max(unrolled)]:,} [{max(unrolled)}]" if unrolled else NONE,
                     NONE if added is None else flag(f"{added:+.3g}", added > 0),
                 ]
             rows.append([name, f"{level}: {measured.get('units', {}).get(level, 'no unit given')}", *cells])
-    columns = ("implementation", "level: unit", *_twice("rolled", "unrolled", "a layer"))
+    columns = ("implementation", "level: unit", *twice("rolled", "unrolled", "a layer"))
     note = (
         f"Rolled: the count at all of N = {', '.join(map(str, sorted(depths)))}. Unrolled: the count at [N], and what "
         "a layer adds. Units differ between implementations: compare what a layer adds, never two absolute counts."
@@ -129,16 +129,16 @@ def programs(results: Results) -> Table:
     for measured in summary.ran(results):
         for program in summary.programs(measured):
             if program.form == "unrolled":
-                cells = [_growing(program.counts(level)) for level in LEVELS]
+                cells = [growing(program.counts(level)) for level in LEVELS]
             else:
-                cells = [_one(program.counts(level), program.holds(level)) for level in LEVELS]
+                cells = [constant(program.counts(level), program.holds(level)) for level in LEVELS]
                 depths |= set(program.sizes)
                 steps |= {program.k} - {1}
-            rows.append([measured["name"], program.name, program.layer, *cells, _range(program.counts("loops"))])
-    note = f"One count for all of N = {_comma(depths)}. Unrolled: the count at [N]."
+            rows.append([measured["name"], program.name, program.layer, *cells, spanned(program.counts("loops"))])
+    note = f"One count for all of N = {comma(depths)}. Unrolled: the count at [N]."
     if steps:
         note += (
-            f" With k = {_comma(steps)} layers a step or a group the range over N: the remainder counts. Marked where "
+            f" With k = {comma(steps)} layers a step or a group the range over N: the remainder counts. Marked where "
             "a count is above the one at the largest remainder."
         )
     columns = ("implementation", "program", "layer", *LEVELS, "loops")
@@ -164,7 +164,7 @@ def compile_times(results: Results) -> Table:
         if known:
             ratios = [[f"{fact.ratio:.2f}" if fact else NONE, "", ""] for fact in grown]
             rows.append([name, f"{known.high} / {known.low}", *(cell for cells_ in ratios for cell in cells_)])
-    columns = ("implementation", "N", *_twice("rolled", "unrolled", "ratio"))
+    columns = ("implementation", "N", *twice("rolled", "unrolled", "ratio"))
     note = (
         "Trace and compile from cold, without the first execution. Medians; ratio: unrolled / rolled. Last row: the "
         f"time at the largest N over the time at the smallest. {PLUS_MINUS}"
@@ -188,7 +188,7 @@ def run_times(results: Results) -> Table:
         grown = summary.linear(measured)
         if grown:
             rows.append([name, f"{grown.high} / {grown.low}", NONE, NONE, NONE, wording.spread(grown.ratio), NONE])
-    columns = ("implementation", "N", *_twice("a layer", "/ unrolled", "/ reading")[:5])
+    columns = ("implementation", "N", *twice("a layer", "/ unrolled", "/ reading")[:5])
     note = (
         "Median time of the rolled form a layer, and its ratio to the unrolled twin and to reading the weights once "
         "from memory, each timed in the same run, interleaved. Below 1 the rolled form is faster. Last row: time of "
@@ -209,7 +209,7 @@ def memory(results: Results) -> Table:
     silent = [measured["name"] for measured in summary.ran(results) if summary.reports_no_memory(measured)]
     if silent:
         note += f" Not reported by {', '.join(silent)}."
-    columns = ("implementation", "N", *_twice("rolled", "unrolled"))
+    columns = ("implementation", "N", *twice("rolled", "unrolled"))
     return Table("memory", "Temporary memory", columns, "lr" + "r" * 4, rows, note)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from implementations import summary, wording
 from implementations.interface import LEVELS
 from implementations.summary import FORMS, PROGRAMS, Results
-from implementations.table import NONE, Table, _comma, _growing, _one, _twice, flag
+from implementations.table import NONE, Table, comma, constant, flag, growing, twice
 
 
 def checkpoint(results: Results) -> Table:
@@ -81,10 +81,10 @@ def checkpoint_sizes(results: Results) -> Table:
             for gradient in PROGRAMS:
                 rolled, unrolled = (summary.checkpoint_counts(measured, level, form, gradient) for form in FORMS)
                 depths |= set(rolled)
-                cells += [_one(rolled), _growing(unrolled)]
+                cells += [constant(rolled), growing(unrolled)]
             rows.append([measured["name"], f"{level}: {measured.get('units', {}).get(level, 'no unit given')}", *cells])
-    columns = ("implementation", "level: unit", *_twice("rolled", "unrolled"))
-    note = f"Rolled: the count at all of N = {_comma(depths)}, the layers over and over. Unrolled: the count at [N]."
+    columns = ("implementation", "level: unit", *twice("rolled", "unrolled"))
+    note = f"Rolled: the count at all of N = {comma(depths)}, the layers over and over. Unrolled: the count at [N]."
     note += f" In a full run only: the gradient of {', '.join(later)}." if later else ""
     return Table("checkpoint-sizes", "Its graph size", columns, "llrrrr", rows, note)
 
