@@ -2,7 +2,7 @@
 
 What is right is NumPy in float64, sentences without padding; what an implementation gets is one padded batch, so that a
 mask that lets padding through shows. Compared are the hidden states after every layer, of tokens only: what stands in
-the padding is read by nobody. Nothing here judges: `implementations/summary.py` does.
+the padding is read by nobody. Nothing here judges: `implementations/deviations.py` does.
 """
 
 from __future__ import annotations

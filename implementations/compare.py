@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from implementations import NAMES, capabilities, figures, files, isolate, report, summary, tables, training_check
+from implementations import NAMES, capabilities, deviations, figures, files, isolate, report, tables, training_check
 from implementations.isolate import ROOT, Report
 
 # Set by the user, and numbers depend on them.
@@ -215,7 +215,7 @@ def merge(
         "capabilities": capabilities.matrix({name: status for name, status in unmeasured.items() if status != "ok"}),
         "seconds": round(seconds, 1),
     }
-    return results | {"deviations": summary.deviations(results)}
+    return results | {"deviations": deviations.deviations(results)}
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """One implementation, measured in a process of its own: python -m implementations.measure NAME [--mode ...].
 
 Prints one JSON object a line: {"event": "progress", ...} while it works, {"event": "result", ...} at the end. Nothing
-here judges: `implementations/summary.py` does. A framework that is not installed is a result too, "not run".
+here judges: `implementations/deviations.py` does. A framework that is not installed is a result too, "not run".
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-from implementations import bench_facts, drawing, figures, summary, tables, wording
+from implementations import bench_facts, deviations, drawing, figures, summary, tables, wording
 from implementations.figures import Figure
 from implementations.summary import Measured, Results
 from implementations.tables import BAD, NONE, Table
@@ -170,7 +170,7 @@ def _unit(measured: Measured) -> str:
 
 
 def _verdict(results: Results) -> str:
-    found = summary.deviations(results)
+    found = deviations.deviations(results)
     if not found and results.get("mode") == "bench":
         return '<p class="verdict">Times are not judged.</p>'
     if not found:

@@ -5,19 +5,17 @@ A cell that ends with BAD is not as declared; a dash means that this was not mea
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from implementations import summary, tables_bench, wording
+from implementations import summary, tables_bench, tables_trained, wording
 from implementations.interface import LEVELS
 from implementations.summary import FORMS, PROGRAMS, Measured, Results, Setting
-from implementations.table import BAD, NONE, PLUS_MINUS, Table
+from implementations.table import BAD, NONE, PLUS_MINUS, Table, comma, constant, flag, growing, spanned, twice
 
 
 def tables(results: Results) -> list[Table]:
@@ -36,10 +34,10 @@ def tables(results: Results) -> list[Table]:
         tables_bench.peaks(results),
         memory(results),
         remat(results),
-        checkpoint(results),
-        checkpoint_pairs(results),
-        checkpoint_sizes(results),
-        training(results),
+        tables_trained.checkpoint(results),
+        tables_trained.checkpoint_pairs(results),
+        tables_trained.checkpoint_sizes(results),
+        tables_trained.training(results),
         alternatives(results),
         recompiles(results),
         *([] if results.get("mode") == "bench" else [capabilities(results)]),  # nothing of it was tried
@@ -113,12 +111,12 @@ def sizes(results: Results) -> Table:
                 depths |= set(rolled)
                 added = summary.growth(unrolled)
                 cells += [
-                    _one(rolled),
+                    constant(rolled),
                     f"{unrolled[max(unrolled)]:,} [{max(unrolled)}]" if unrolled else NONE,
                     NONE if added is None else flag(f"{added:+.3g}", added > 0),
                 ]
             rows.append([name, f"{level}: {measured.get('units', {}).get(level, 'no unit given')}", *cells])
-    columns = ("implementation", "level: unit", *_twice("rolled", "unrolled", "a layer"))
+    columns = ("implementation", "level: unit", *twice("rolled", "unrolled", "a layer"))
     note = (
         f"Rolled: the count at all of N = {', '.join(map(str, sorted(depths)))}. Unrolled: the count at [N], and what "
         "a layer adds. Units differ between implementations: compare what a layer adds, never two absolute counts."
@@ -126,42 +124,25 @@ def sizes(results: Results) -> Table:
     return Table("sizes", "Graph size: the same at every N, or growing", columns, "ll" + "r" * 6, rows, note)
 
 
-def _one(counts: dict[int, int], holds: bool | None = None) -> str:
-    return flag(_range(counts), len(set(counts.values())) <= 1 if holds is None else holds)
-
-
 def programs(results: Results) -> Table:
     rows, depths, steps = [], set(), set()
     for measured in summary.ran(results):
         for program in summary.programs(measured):
             if program.form == "unrolled":
-                cells = [_growing(program.counts(level)) for level in LEVELS]
+                cells = [growing(program.counts(level)) for level in LEVELS]
             else:
-                cells = [_one(program.counts(level), program.holds(level)) for level in LEVELS]
+                cells = [constant(program.counts(level), program.holds(level)) for level in LEVELS]
                 depths |= set(program.sizes)
                 steps |= {program.k} - {1}
-            rows.append([measured["name"], program.name, program.layer, *cells, _range(program.counts("loops"))])
-    note = f"One count for all of N = {_comma(depths)}. Unrolled: the count at [N]."
+            rows.append([measured["name"], program.name, program.layer, *cells, spanned(program.counts("loops"))])
+    note = f"One count for all of N = {comma(depths)}. Unrolled: the count at [N]."
     if steps:
         note += (
-            f" With k = {_comma(steps)} layers a step or a group the range over N: the remainder counts. Marked where "
+            f" With k = {comma(steps)} layers a step or a group the range over N: the remainder counts. Marked where "
             "a count is above the one at the largest remainder."
         )
     columns = ("implementation", "program", "layer", *LEVELS, "loops")
     return Table("programs", "Programs of the general stack", columns, "lllrrrr", rows, note)
-
-
-def _growing(counts: dict[int, int]) -> str:
-    return f"{counts[max(counts)]:,} [{max(counts)}]" if counts else NONE
-
-
-def _range(counts: dict[int, int]) -> str:
-    low, high = min(counts.values(), default=0), max(counts.values(), default=0)
-    return NONE if not counts else f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def _comma(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)))
 
 
 def compile_times(results: Results) -> Table:
@@ -183,7 +164,7 @@ def compile_times(results: Results) -> Table:
         if known:
             ratios = [[f"{fact.ratio:.2f}" if fact else NONE, "", ""] for fact in grown]
             rows.append([name, f"{known.high} / {known.low}", *(cell for cells_ in ratios for cell in cells_)])
-    columns = ("implementation", "N", *_twice("rolled", "unrolled", "ratio"))
+    columns = ("implementation", "N", *twice("rolled", "unrolled", "ratio"))
     note = (
         "Trace and compile from cold, without the first execution. Medians; ratio: unrolled / rolled. Last row: the "
         f"time at the largest N over the time at the smallest. {PLUS_MINUS}"
@@ -207,7 +188,7 @@ def run_times(results: Results) -> Table:
         grown = summary.linear(measured)
         if grown:
             rows.append([name, f"{grown.high} / {grown.low}", NONE, NONE, NONE, wording.spread(grown.ratio), NONE])
-    columns = ("implementation", "N", *_twice("a layer", "/ unrolled", "/ reading")[:5])
+    columns = ("implementation", "N", *twice("a layer", "/ unrolled", "/ reading")[:5])
     note = (
         "Median time of the rolled form a layer, and its ratio to the unrolled twin and to reading the weights once "
         "from memory, each timed in the same run, interleaved. Below 1 the rolled form is faster. Last row: time of "
@@ -228,7 +209,7 @@ def memory(results: Results) -> Table:
     silent = [measured["name"] for measured in summary.ran(results) if summary.reports_no_memory(measured)]
     if silent:
         note += f" Not reported by {', '.join(silent)}."
-    columns = ("implementation", "N", *_twice("rolled", "unrolled"))
+    columns = ("implementation", "N", *twice("rolled", "unrolled"))
     return Table("memory", "Temporary memory", columns, "lr" + "r" * 4, rows, note)
 
 
@@ -248,110 +229,6 @@ def remat(results: Results) -> Table:
     )
     columns = ("implementation", "program", "few layers", "many", "a layer", "in carries")
     return Table("remat", "Memory of each choice of remat", columns, "llrrrr", rows, note)
-
-
-def checkpoint(results: Results) -> Table:
-    blocks = {m["name"]: m["checkpoint"] for m in summary.ran(results) if m.get("checkpoint")}
-    found = [block for m in summary.ran(results) if (block := summary.checkpoint(m))]
-    model, num_layers = next((b["model"] for b in blocks.values()), ""), len(found[0]["hidden"]) if found else 0
-    rows = []
-    for name, block in blocks.items():
-        if block["status"] != "ok":
-            rows.append([name, block["status"], *[NONE] * (num_layers + 2)])
-            continue
-        cells = [
-            flag(_over(r["ulps"], r["numpy_ulps"]), summary.within(r["ulps"], r["allowed"])) for r in block["hidden"]
-        ]
-        difference, cosine, allowed = (block["embeddings"][key] for key in ("difference", "cosine", "allowed"))
-        short = None if cosine is None else max(0.0, 1 - cosine)
-        cells += [_power(difference), flag(_power(short), summary.at_least(cosine, allowed))]
-        rows.append([name, f"{block['tokens']:,}", *cells])
-    note = ""
-    if found:
-        one = found[0]
-        times = min(record["allowed"] / record["numpy_ulps"] for record in one["hidden"])
-        note = (
-            f"{one['sentences']} sentences in float32, one scan. Hidden states after each layer: the largest error "
-            f"against NumPy float64 in errors of NumPy float32; {times:.3g} are allowed, and a few ulps always. Their "
-            f"embeddings: the largest difference of a number, and 1 - cosine with the right one, at most "
-            f"{_power(1 - one['embeddings']['allowed'])}."
-        )
-    reasons = {f"{block['reason']}: {block['install']}" for block in blocks.values() if block["status"] != "ok"}
-    note = " ".join([note, *(f"Not run: {reason}" for reason in sorted(reasons))]).strip()
-    layers = (f"layer\n{i}" for i in range(num_layers))
-    columns = ("implementation", "tokens", *layers, "embeddings\noff by", "embeddings\n1 - cosine")
-    return Table("checkpoint", f"A real checkpoint: {model}", columns, "l" + "r" * (len(columns) - 1), rows, note)
-
-
-def _over(value: float | None, unit: float) -> str:
-    return wording.number(value if value is None or not unit else value / unit)
-
-
-def _power(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1e}"
-
-
-def checkpoint_pairs(results: Results) -> Table:
-    """Of each sentence the others, the nearest first."""
-    blocks = [(m["name"], block) for m in summary.ran(results) if (block := summary.checkpoint(m))]
-    listed = [list(zip(*(block["pairs"] for _, block in blocks), strict=True))] if blocks else []
-    order = {pair[0]["one"]: i for i, pair in reversed(list(enumerate(listed[0])))} if listed else {}
-    rows = []
-    for pair in sorted(listed[0] if listed else (), key=lambda pair: (order[pair[0]["one"]], -pair[0]["reference"])):
-        texts = [textwrap.shorten(pair[0][key], 60, placeholder=" ...") or "(empty)" for key in ("one", "other")]
-        rows.append([*texts, f"{pair[0]['reference']:.4f}", *(_similarity(own["similarity"]) for own in pair)])
-    columns = ("sentence", "another", "reference", *(name for name, _ in blocks))
-    note = "Cosine of their embeddings. The model was trained on English; of others it knows some words."
-    return Table("checkpoint-pairs", "Sentences near and far", columns, "ll" + "r" * (len(columns) - 2), rows, note)
-
-
-def _similarity(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
-
-
-def checkpoint_sizes(results: Results) -> Table:
-    rows, depths, later = [], set(), []
-    for measured in summary.ran(results):
-        found = summary.checkpoint(measured)
-        later += [measured["name"]] if found and not any(record["gradient"] for record in found["sizes"]) else []
-        for level in LEVELS if found else ():
-            cells = []
-            for gradient in PROGRAMS:
-                rolled, unrolled = (summary.checkpoint_counts(measured, level, form, gradient) for form in FORMS)
-                depths |= set(rolled)
-                cells += [_one(rolled), _growing(unrolled)]
-            rows.append([measured["name"], f"{level}: {measured.get('units', {}).get(level, 'no unit given')}", *cells])
-    columns = ("implementation", "level: unit", *_twice("rolled", "unrolled"))
-    note = f"Rolled: the count at all of N = {_comma(depths)}, the layers over and over. Unrolled: the count at [N]."
-    note += f" In a full run only: the gradient of {', '.join(later)}." if later else ""
-    return Table("checkpoint-sizes", "Its graph size", columns, "llrrrr", rows, note)
-
-
-def training(results: Results) -> Table:
-    rows, reasons = [], set()
-    for measured in summary.ran(results):
-        run, block = summary.trained(results, measured), measured.get("training") or {}
-        if run:
-            first, last, off, numpy_off, allowed, norms = (
-                float(value) if np.isfinite(value) else None
-                for value in (*run.losses[[0, -1]], run.off[-1], run.numpy_off[-1], run.allowed[-1], run.norms_off)
-            )
-            losses = ["not finite" if loss is None else f"{loss:.4f}" for loss in (first, last)]
-            cells = [flag(_power(off), not run.broken), _power(numpy_off), _power(allowed), _power(norms)]
-            rows.append([measured["name"], str(len(run.losses)), *losses, *cells])
-        elif block.get("status") == "not run":
-            rows.append([measured["name"], "not run", *[NONE] * 6])
-            reasons.add(f" Not run: {block['reason']}: {block['install']}")
-    note = (
-        "A language model of the characters in LICENSE: AdamW, gradients clipped layer by layer; rolled, compiled, "
-        "float32. Off by: the largest relative difference from NumPy float64 so far, at the last step; every step is "
-        "judged. Weight norms of the layers: at the end, not judged." + "".join(sorted(reasons))
-    )
-    columns = (
-        *("implementation", "steps", "first\nloss", "last\nloss", "losses\noff by", "NumPy float32\noff by"),
-        *("allowed", "weight norms\noff by"),
-    )
-    return Table("training", "Training parity", columns, "lrrrrrrr", rows, note)
 
 
 def alternatives(results: Results) -> Table:
@@ -422,10 +299,6 @@ def _by_depth(
     return [row for row in rows if set(row[2:]) != {NONE}]
 
 
-def _twice(*columns: str) -> tuple[str, ...]:
-    return tuple(f"{program}\n{column}" for program in PROGRAMS.values() for column in columns)
-
-
 def renderable(table: Table) -> RenderableType:
     """For a terminal: long cells fold, nothing is cut."""
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -441,7 +314,3 @@ def renderable(table: Table) -> RenderableType:
         shown.add_row(name, *(Text(cell, style="bold red" if cell.endswith(BAD) else "") for cell in row[1:]))
         previous = row[0]
     return Group(shown, Text(table.note + "\n", style="dim")) if table.note else shown
-
-
-def flag(text: str, ok: bool) -> str:
-    return text if ok else f"{text} {BAD}"

@@ -22,6 +22,10 @@ def random_array(random, shape, dtype):
     return np.frombuffer(bytearray(random.bytes(size * dtype.itemsize)), dtype).reshape(shape)
 
 
+def zeros(*shape, dtype="float32"):
+    return np.zeros(shape, dtype)
+
+
 def as_bytes(array):
     """Dtype, shape and bytes: equal where two arrays are the same, NaN payloads included."""
     return str(array.dtype), array.shape, array.tobytes()

@@ -17,8 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # likewise torch
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from safetensors.numpy import save  # noqa: E402
 
 from implementations import NAMES, REQUIRES, load  # noqa: E402
+from tests.checkpoints import checkpoint  # noqa: E402
 
 # Two processes run the tests, each file as a whole in one of them, one framework after the other: programs compiled for
 # one test serve the next. What takes longest comes first.
@@ -93,3 +95,15 @@ def without_inductor(implementation, monkeypatch):
 def captured_only(implementation, monkeypatch):
     """torch programs are captured, and run as captured: twice as quick again, for tests with a program each."""
     _torch_backend(implementation, monkeypatch, "eager")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save(checkpoint(), {"format": "pt"}))
+    return path
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "out.safetensors"

@@ -11,25 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import save
 
 from implementations import __main__ as entry
 from implementations import checkpoint_command
-from tests.checkpoints import checkpoint, header
+from tests.checkpoints import header
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(save(checkpoint(), {"format": "pt"}))
-    return path
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
 
 
 def command(*arguments, cwd=ROOT):

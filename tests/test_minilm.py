@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from implementations import checkpoint_check, embed_command, minilm, summary
+from implementations import checkpoint_check, deviations, embed_command, minilm
 from implementations.interface import LEVELS
 from implementations.sentences import PAIRS, SENTENCES
 from reference import layers
@@ -44,7 +44,7 @@ def said(hidden, sentences=FEW, **change):
         **checkpoint_check.compare(hidden, sentences, ()),
         **change,
     }
-    return summary.deviations({"implementations": [{"name": "it", "status": "ok", "checkpoint": block}]})
+    return deviations.deviations({"implementations": [{"name": "it", "status": "ok", "checkpoint": block}]})
 
 
 # Words to numbers

@@ -7,9 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,11 @@ from implementations import (
     NAMES,
     capabilities,
     compare,
+    deviations,
     figures,
     files,
     isolate,
     report,
-    summary,
     tables,
     training_check,
 )
@@ -103,7 +100,7 @@ def test_null_sizes_break_nothing(key: str) -> None:
     for size in found["implementations"][1]["sizes"]:
         size[key] = None
     assert Page(page(found)).open == []
-    assert summary.deviations(found) == []
+    assert deviations.deviations(found) == []
     if key == "temp_bytes":
         assert "Not reported by torch_compile." in printed(found)
 
@@ -172,13 +169,13 @@ def test_a_lost_implementation_costs_its_own_column_only(status: str) -> None:
     matrix = next(table for table in tables.tables(found) if table.name == "capabilities")
     assert {row[2] for row in matrix.rows} == {status}
     assert {row[1] for row in matrix.rows} >= {"yes"}
-    assert bool(summary.deviations(found)) == (status == "failed")
+    assert bool(deviations.deviations(found)) == (status == "failed")
 
 
 def test_nothing_ran() -> None:
     found = results({"name": "jax_scan", "status": "not run", "reason": "no jax"})
     assert "nothing can be claimed" in report.page(found)  # without figures of nothing
-    assert summary.deviations(found) == ["no implementation ran"]
+    assert deviations.deviations(found) == ["no implementation ran"]
 
 
 # The terminal
@@ -236,14 +233,14 @@ def spoil(block: str, index: int, **change: Any) -> dict[str, Any]:
     ],
 )
 def test_each_deviation_is_found_and_said(found: dict[str, Any], words: str) -> None:
-    said = summary.deviations(found)
+    said = deviations.deviations(found)
     assert len(said) == 1
     assert re.match(words, said[0])
     assert "Not as declared" in page(found)
 
 
 def test_smaller_programs_below_two_layers_are_no_deviation() -> None:
-    assert summary.deviations(results()) == []
+    assert deviations.deviations(results()) == []
 
 
 @pytest.fixture
@@ -345,101 +342,3 @@ def test_replace_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == [path]
     files.replace(path, "new")
     assert path.read_text(encoding="utf-8") == "new"
-
-
-# The measuring process
-
-
-def child(script: str, timeout: float = 30.0) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:
-    told: list[tuple[int, int, str]] = []
-    head = "import json, os, subprocess, sys, time\n"
-    result = isolate.run("jax_scan", [sys.executable, "-c", head + script], timeout, lambda *said: told.append(said))
-    return result, told
-
-
-def say(**event: Any) -> str:
-    return f"print({json.dumps(event)!r}, flush=True)\n"
-
-
-OK = say(event="result", result={"name": "jax_scan", "status": "ok", "problems": []})
-
-
-def test_child_result_and_progress_among_other_output() -> None:
-    noise = "print('a framework says hello'); print('{}'); print('[1]'); print('17', file=sys.stderr)\n"
-    result, told = child(noise + say(event="progress", done=1, total=3, what="rolled N=64") + OK)
-    assert result == {"name": "jax_scan", "status": "ok", "problems": []}
-    assert told == [(1, 3, "rolled N=64"), (3, 3, "ok")]
-
-
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("raise ValueError('the words of it')", "ValueError: the words of it\nexit status 1"),
-        ("sys.exit(0)", "exit status 0, no result"),
-        ("os.kill(os.getpid(), 9)", "exit status -9, no result"),
-        (say(event="result", result={"name": "tf_while", "status": "ok"}), "no result"),
-    ],
-)
-def test_child_failure_becomes_a_reason(script: str, words: str) -> None:
-    result, _ = child(script)
-    assert result["status"] == "failed"
-    assert words in result["reason"]
-
-
-def test_child_crash_after_its_result_is_a_problem() -> None:
-    result, _ = child(OK + "os.kill(os.getpid(), 11)")
-    assert result["problems"] == ["ended by signal SIGSEGV after its result"]
-
-
-def test_child_that_hangs_is_given_up_with_all_that_it_started(tmp_path: Path) -> None:
-    alive = tmp_path / "alive"
-    grandchild = f"import time\nwhile True: open({str(alive)!r}, 'w').write(str(time.time())); time.sleep(0.05)"
-    result, _ = child(f"subprocess.Popen([sys.executable, '-c', {grandchild!r}]); time.sleep(60)", timeout=1.0)
-    assert result["reason"].endswith("given up after 1 s")
-    time.sleep(0.2)
-    last = alive.read_text()
-    time.sleep(0.3)
-    assert alive.read_text() == last
-
-
-# Capabilities
-
-
-def test_capabilities_name_every_implementation_and_import_none() -> None:
-    for capability, states in capabilities.TABLE.items():
-        assert len(states) == len(NAMES)
-        for name, state in zip(NAMES, states, strict=True):
-            assert capabilities.declared(capability, name) is state
-            if isinstance(state, capabilities.No):
-                assert state.reason
-                assert state.checked
-                assert state.link.startswith("https://")
-                assert re.fullmatch(r"\w+(\.\w+)+", state.raises)
-    code = (
-        "import sys, implementations.__main__; sys.exit(any(n in sys.modules for n in ('jax', 'torch', 'tensorflow')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=isolate.ROOT, check=False).returncode == 0
-
-
-def test_every_note_of_the_matrix_is_referred_to() -> None:
-    matrix = capabilities.matrix()
-    used = set(re.findall(r"\[(\d+)\]", " ".join(cell for row in matrix["rows"] for cell in row["states"])))
-    assert used == {str(number) for number in range(1, len(matrix["notes"]) + 1)}
-    cells = {cell.partition(" [")[0] for row in matrix["rows"] for cell in row["states"]}
-    assert cells <= {"yes", "yes*", "no", "n/a"}
-
-
-def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{capabilities.BEGIN}\nold\n{capabilities.END}\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(capabilities, "README", path)
-    assert capabilities.main(["--check"]) == 1
-    assert "old" in path.read_text(encoding="utf-8")
-    assert capabilities.main([]) == 0
-    assert capabilities.main(["--check"]) == 0
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert capabilities.matrix_markdown() in text
-    with pytest.raises(ValueError, match="expected a block between"):
-        capabilities.rewritten("no markers")

@@ -250,10 +250,10 @@ def test_no_law_is_about_one_layer() -> None:
     found = results()
     unrolled = [r for r in found["implementations"][0]["sizes"] if r["form"] == "unrolled" and r["N"] == 2]
     found["implementations"][0]["sizes"] += [r | {"N": 1, "captured": 99, "compiled": 99, "loops": 1} for r in unrolled]
-    assert compare.summary.deviations(found) == []
+    assert compare.deviations.deviations(found) == []
     for record in found["implementations"][0]["sizes"]:
         record["N"] += record["N"] == 1  # the control: at N = 2 each of these is one
-    assert len(compare.summary.deviations(found)) > 3
+    assert len(compare.deviations.deviations(found)) > 3
 
 
 # What is measured

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from implementations import checkpoint_check, embed_command, measure, minilm, summary, tables
+from implementations import checkpoint_check, deviations, embed_command, measure, minilm, tables
 from tests.conftest import loaded
 from tests.synthetic import Page, page, printed, results
 
@@ -43,7 +43,7 @@ def shown(found: dict[str, Any]) -> dict[str, tables.Table]:
     ],
 )
 def test_each_deviation_is_found_said_and_an_error(found: dict[str, Any], words: str) -> None:
-    said = summary.deviations(found)
+    said = deviations.deviations(found)
     assert len(said) == 1
     assert re.match(f"jax_scan: {words}", said[0])
     assert "Not as declared" in page(found)
@@ -75,7 +75,7 @@ def test_a_gradient_that_was_not_counted_is_said() -> None:
     table = shown(found)["checkpoint-sizes"]
     assert table.rows[3] == ["torch_compile", "captured: equations", "70", "400 [6]", tables.NONE]
     assert table.note.endswith("In a full run only: the gradient of torch_compile.")
-    assert summary.deviations(found) == []
+    assert deviations.deviations(found) == []
 
 
 def test_a_quick_run_has_no_table_of_it() -> None:
@@ -93,7 +93,7 @@ def test_a_block_that_was_not_run_says_why_and_is_no_deviation(missing: tuple[in
     block = {"status": "not run", "model": "a model", "reason": "it is not here", "install": "pip install it"}
     for i in missing:
         found["implementations"][i]["checkpoint"] = block
-    assert summary.deviations(found) == []
+    assert deviations.deviations(found) == []
     assert Page(page(found)).open == []
     for text in (page(found), printed(found)):
         assert " ".join(text.split()).count("Not run: it is not here: pip install it") == 1

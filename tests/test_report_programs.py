@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from implementations import figures, measure, programs, report, summary, tables
+from implementations import deviations, figures, measure, programs, report, summary, tables
 from tests.conftest import loaded
 from tests.synthetic import Page, drawn, page, printed, results
 
@@ -45,17 +45,17 @@ def table(found: dict[str, Any], name: str) -> dict[str, list[str]]:
     ],
 )
 def test_each_violated_law_is_found_said_and_an_error(found: dict[str, Any], words: str) -> None:
-    said = summary.deviations(found)
+    said = deviations.deviations(found)
     assert len(said) == 1
     assert re.match(f"jax_scan: {words}", said[0])
     assert "Not as declared" in page(found)
 
 
 def test_several_layers_a_step_may_be_smaller_but_not_larger() -> None:
-    assert summary.deviations(results()) == []
-    assert summary.deviations(spoil("gradient, remat=4", 64, compiled=1)) == []
+    assert deviations.deviations(results()) == []
+    assert deviations.deviations(spoil("gradient, remat=4", 64, compiled=1)) == []
     # Below 2k the loop may be gone, and the size is another program's.
-    assert summary.deviations(spoil("gradient, remat=4", 6, compiled=5000)) == []
+    assert deviations.deviations(spoil("gradient, remat=4", 6, compiled=5000)) == []
 
 
 def test_the_constant_is_the_size_at_the_first_of_the_largest_remainders() -> None:

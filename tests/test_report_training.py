@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from implementations import figures, measure, report, summary, tables, training_check
+from implementations import deviations, figures, measure, report, summary, tables, training_check
 from reference import training
 from reference.error_bound import FLOOR, FORMATS, MULTIPLE
 from tests.synthetic import Page, drawn, page, printed, results, trained
@@ -33,7 +33,7 @@ def row(found: dict[str, Any], name: str = "jax_scan") -> list[str]:
 
 
 def test_what_is_within_the_multiple_is_as_declared() -> None:
-    assert summary.deviations(results()) == []
+    assert deviations.deviations(results()) == []
     run = summary.trained(results(), results()["implementations"][0])
     assert run is not None
     # 1e-7 in NumPy: the floor of a few ulps is above MULTIPLE times that
@@ -50,7 +50,7 @@ def test_what_is_within_the_multiple_is_as_declared() -> None:
     ],
 )
 def test_a_loss_that_is_off_is_found_said_and_marked(found: dict[str, Any], words: str) -> None:
-    assert summary.deviations(found) == [words]
+    assert deviations.deviations(found) == [words]
     assert "Not as declared" in page(found)
     assert row(found)[3].endswith(tables.BAD)
     assert tables.BAD not in row(found, "tf_while")[3]
@@ -59,10 +59,10 @@ def test_a_loss_that_is_off_is_found_said_and_marked(found: dict[str, Any], word
 def test_what_numpy_is_off_by_raises_what_is_allowed_from_that_step_on() -> None:
     found = results()
     found["training"]["float32"]["losses"][9] *= 1 + 1e-6
-    for step, deviations in ((9, 1), (10, 0), (50, 0)):
+    for step, count in ((9, 1), (10, 0), (50, 0)):
         losses = copy.deepcopy(found)
         losses["implementations"][2]["training"]["losses"][step - 1] *= 1 + 5e-6
-        assert len(summary.deviations(losses)) == deviations, step
+        assert len(deviations.deviations(losses)) == count, step
 
 
 # Table, figure, page
@@ -95,7 +95,7 @@ def test_a_run_without_training_has_no_section_of_it() -> None:
     shown = figures.figures(found)
     assert "training" not in shown
     assert 'id="training"' not in report.page(found, shown)
-    assert summary.deviations(found) == []
+    assert deviations.deviations(found) == []
 
 
 def test_one_implementation_without_its_optimizer_says_so() -> None:
@@ -105,7 +105,7 @@ def test_one_implementation_without_its_optimizer_says_so() -> None:
     assert row(found)[0] == "not run"
     assert "Not run: No module named &#x27;optax&#x27;: pip install optax" in page(found)
     assert ">not run<" in figures.figures(found)["training"].panels[0]
-    assert summary.deviations(found) == []
+    assert deviations.deviations(found) == []
 
 
 # What is measured
@@ -132,7 +132,7 @@ def test_what_is_measured_is_the_training_of_the_reference() -> None:
     assert options == training.OPTIONS
     assert said == ["50 steps of training"]
     found["implementations"] = [found["implementations"][0] | {"training": json.loads(json.dumps(block))}]
-    assert summary.deviations(found) == []
+    assert deviations.deviations(found) == []
     assert row(found)[3] == row(found)[4]  # as NumPy is off by: it is NumPy
     assert set(trained()) <= set(found["training"])
 
