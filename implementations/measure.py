@@ -209,17 +209,18 @@ def measure_depth(
             continue
         at = {"form": form, "N": N, "d": D, "dtype": "float32", "gradient": gradient}
         seconds: list[float] = []
-        if getattr(compiler, "func", compiler) == implementation.compile:  # maybe with other options
-            again = mode.compilations if form in ("rolled", "unrolled") else 1
-            while len(seconds) < again and (form == "rolled" or sum(seconds) < REPEAT_SECONDS):
-                seconds += implementation.compile_seconds(
-                    apply, weights, x, **extra, **getattr(compiler, "keywords", {})
-                )
-            if min(seconds) > mode.patience:
-                given_up.add((gradient, form))
+        again = mode.compilations if form in ("rolled", "unrolled") else 1
+        while compiler == implementation.compile and len(seconds) < again:
+            seconds += implementation.compile_seconds(apply, weights, x, **extra)
+            if form != "rolled" and sum(seconds) >= REPEAT_SECONDS:
+                break
+        if seconds or isinstance(compiler, partial):  # with other options: counted, but not timed
+            start = time.perf_counter()
             # torch has to build and run for it; and for the gradient of its own loop, whose sizes a run alone tells
             memory = gradient or form in ("rolled", "unrolled")
             sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
+            if min(seconds, default=time.perf_counter() - start) > mode.patience:
+                given_up.add((gradient, form))
         rows[form] = at | {"compile_seconds": seconds}
         programs[form] = partial(timed_program(implementation, apply, compiler, gradient), *args)
     programs["read"] = reader(implementation, weights)

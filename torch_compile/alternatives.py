@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch._higher_order_ops.scan import scan
 
-from torch_compile.edges import compile
+from torch_compile.edges import compile, compile_with
 from torch_compile.layers import dense
 
-as_it_comes = partial(compile, options={})  # as users call `torch.compile`
+as_it_comes = partial(compile_with, {})  # as users call `torch.compile`
 
 
 def raw_scan(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

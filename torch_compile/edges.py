@@ -26,8 +26,12 @@ OPTIONS: dict[str, Any] = (
 )
 
 
-def compile(apply: Callable[..., Any], options: dict[str, Any] = OPTIONS) -> Callable[..., Any]:
+def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` of the whole function by Inductor: one graph, static shapes."""
+    return compile_with(OPTIONS, apply)
+
+
+def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable[..., Any]:
     # isolate_recompiles: the limit of eight programs is for this object, not for all that share its code
     return torch.compile(  # type: ignore[call-overload]
         apply,

@@ -78,13 +78,13 @@ def graph_size(
 
 
 def compile_seconds(
-    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, times: int = 1, options: Any = OPTIONS
+    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, times: int = 1
 ) -> list[float]:
     """Seconds to trace and compile, the first call less the second: from cold, then with the files Inductor keeps."""
     seconds, kept = [], cache_dir()
     with fresh_cache():
         for _ in range(times):
-            program = compile(_fresh(apply), options)
+            program = compile(_fresh(apply))
             start = time.perf_counter()
             _run(program, args, cotangent)
             first = time.perf_counter()
