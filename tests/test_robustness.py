@@ -338,6 +338,7 @@ def test_float16_works(implementation):
         np.testing.assert_array_equal(leaf, want)
 
 
+@pytest.mark.thorough
 def test_torch_programs_have_loops_in_cpp_and_one_thread_for_a_small_layer():
     """As `compile` asks for; left to itself, torch writes the loop in Python and wakes a second thread."""
     implementation, as_it_comes = (
