@@ -187,8 +187,7 @@ def problem(implementation: Implementation, case: Case) -> Problem:
 def limit(implementation: Implementation, case: Case, posed: Problem) -> Callable[[], Any]:
     """Reading the weights once, or one product of the whole batch with as many numbers."""
     if _is_single(case):
-        (weights, *_) = posed.params
-        return reader(implementation, weights)
+        return reader(implementation, posed.params[0])
     d = case.sizes["d"]
     flat = np.concatenate([array.reshape(-1) for array in posed.weights])
     rng = np.random.default_rng(case.N)

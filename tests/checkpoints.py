@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 # Those that safetensors and NumPy both have; random bytes hold NaN payloads, subnormals and integers beyond 2**24.
 DTYPES = tuple(
@@ -73,3 +74,9 @@ def header(path):
     """The JSON of a file, padding included."""
     raw = path.read_bytes()
     return raw[8 : 8 + int.from_bytes(raw[:8], "little")]
+
+
+def assert_refused(call, kind, message):
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message

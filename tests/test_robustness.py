@@ -341,10 +341,8 @@ def test_float16_works(implementation):
 @pytest.mark.thorough
 def test_torch_programs_have_loops_in_cpp_and_one_thread_for_a_small_layer():
     """As `compile` asks for; left to itself, torch writes the loop in Python and wakes a second thread."""
-    implementation, as_it_comes = (
-        loaded("torch_compile"),
-        importlib.import_module("torch_compile.alternatives").as_it_comes,
-    )
+    implementation = loaded("torch_compile")
+    as_it_comes = importlib.import_module("torch_compile.alternatives").as_it_comes
     import torch
     from torch._inductor.utils import run_and_get_code
 

@@ -32,6 +32,7 @@ def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`compile` with other options of Inductor."""
     # isolate_recompiles: the limit of eight programs is for this object, not for all that share its code
     return torch.compile(  # type: ignore[call-overload]
         apply,
