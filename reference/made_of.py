@@ -1,5 +1,6 @@
-"""What a function is made of: equal for two that do the same, so that a program is kept by what it does, not by whose it
-is. A fresh lambda that says the same again finds its program; a number that it reads and that has changed does not.
+"""What a function is made of: equal for two that do the same, so that programs are kept by what they do.
+
+A fresh lambda that says the same again finds its program; a number that it reads and that has changed does not.
 
 Followed are code, defaults, closure cells, the globals that are read, the parts of a partial, the object of a bound
 method, attributes of objects of the user's own classes, and those classes; dicts, lists, tuples and sets; NumPy arrays
