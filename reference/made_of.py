@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -70,7 +71,7 @@ def _parts(value: Any, seen: dict[int, tuple[int, Any]]) -> Hashable:
         return type(value), *((follow(key), follow(item)) for key, item in value.items())
     if isinstance(value, (property, staticmethod, classmethod)):
         return type(value), follow(value.fget if isinstance(value, property) else value.__func__)
-    if isinstance(value, type):
+    if inspect.isclass(value):
         return Same(value), *(() if _is_library(value) else _attributes(vars(value), follow))
     if isinstance(value, OPEN) or not _is_library(type(value)):
         slots = [s for c in type(value).__mro__ for s in getattr(c, "__slots__", ()) if hasattr(value, s)]
