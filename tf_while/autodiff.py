@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from reference import arguments
 from tf_while.edges import compile
 from tf_while.loops import backward_groups, forward
 from tf_while.trees import (
@@ -66,7 +67,7 @@ def differentiable(
 
 def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll: int, remat: int) -> Arrays:
     """`scan` of flat lists, with its derivative. The layer's vjp computes the layer again: remat False is True."""
-    like_ys, closed_over = trace_flat(layer, stacked, init)
+    like_ys, closed_over, state = trace_flat(layer, stacked, init)
     num_layers = depth(stacked)
     k = max(1, min(remat, num_layers) if isinstance(num_layers, int) else remat)
     options = reverse, unroll, k
@@ -77,6 +78,8 @@ def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll
         results, kept = forward(layer, primals[0], primals[1], like_ys, *options)
 
         def vjp(*cotangents: tf.Tensor, variables: Any = None) -> Any:
+            if state is not None:
+                raise arguments.runs_twice(state)
             given = [d for d, result in zip(cotangents, results, strict=True) if is_float(result)]
             grads = _vjp(layer, primals, [capture for capture, _ in closed_over], kept, given, *options)
             return _gradients(grads, arrays, variables)
@@ -90,10 +93,7 @@ def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll
         return [*map(tf.identity, init), *(tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in like_ys)]
 
     known = all(a.shape.is_fully_defined() for a in (*init, *like_ys))
-    if known or isinstance(num_layers, int):
-        return loops() if known or num_layers else nothing()
-    # a list of no arrays of unknown width cannot be stacked
-    return tf.cond(num_layers > 0, loops, nothing)
+    return nothing() if not known and isinstance(num_layers, int) and num_layers == 0 else loops()
 
 
 def _vjp(

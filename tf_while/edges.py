@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 
 from reference import arguments
 
@@ -16,6 +18,45 @@ from reference import arguments
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`tf.function` of the whole function, compiled by XLA."""
     return tf.function(apply, jit_compile=True, autograph=False)
+
+
+@contextlib.contextmanager
+def fenced() -> Iterator[None]:
+    """Operations made in here, also in branches and loops within, are left alone where TensorFlow spoils them.
+
+    Its graph optimiser rewrites c + c + b to a number of copies of c, of a shape that it does not know within a loop or
+    a branch: the result is an empty float32 array. Sums that are marked stay as they are; XLA never rewrites them.
+    """
+    if tf.executing_eagerly():
+        yield
+        return
+
+    def mark(operation: tf.Operation) -> str:
+        if operation.type in ("Add", "AddV2", "AddN", "Sub"):
+            operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
+        return operation.device
+
+    # a device function, because it is the one thing that graphs within this one inherit
+    with tf.compat.v1.device(mark):
+        yield
+
+
+# What TensorFlow calls stateful and what may run again all the same: it reads, prints, asserts or runs a function, whose
+# operations are looked at by themselves. What a tf.py_function does in Python is not seen.
+RUNS_AGAIN = (
+    *("ReadVariableOp", "VarHandleOp", "VariableShape", "ResourceGather", "ResourceGatherNd", "LookupTableFindV2"),
+    *("Assert", "Print", "PrintV2", "Placeholder", "PyFunc", "EagerPyFunc"),
+    *("If", "Case", "While", "StatefulPartitionedCall"),
+)
+
+
+def stateful(graph: tf.Graph) -> Iterator[str]:
+    """The operations of `graph`, and of branches and loops within, that draw random numbers or write state."""
+    definition = graph.as_graph_def()
+    for node in (*definition.node, *(node for f in definition.library.function for node in f.node_def)):
+        known = op_def_registry.get(node.op)
+        if known is not None and known.is_stateful and node.op not in RUNS_AGAIN:
+            yield node.op
 
 
 def from_numpy(array: np.ndarray) -> tf.Tensor:

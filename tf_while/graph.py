@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from tf_while import stack
+from tf_while import stack, trees
 from tf_while.autodiff import Apply, gradient
 
 UNITS = {
@@ -58,7 +58,7 @@ def compile_seconds(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None 
 
 def program_count() -> int:
     """Graphs traced so far for `scan_apply_layers` called as it stands: one for each d and dtype."""
-    return sum(program.experimental_get_tracing_count() for program in stack._PROGRAMS.values())
+    return sum(run is stack._scan for run, *_ in trees._PROGRAMS)
 
 
 def _program(apply: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_while.edges import fenced
 from tf_while.trees import Arrays, FlatLayer, Layer, Size, depth, flat, floats, trace_flat
 
 
@@ -95,7 +96,7 @@ def unrolled(layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int,
     """The same values as `scan`, with N layers in the graph."""
     flat_layer, arrays, carry, pack_carry, pack_ys = flat(layer, stacked, init)
     if num_layers == 0:
-        like_ys, _ = trace_flat(flat_layer, arrays, carry)
+        like_ys, *_ = trace_flat(flat_layer, arrays, carry)
         return pack_carry([*map(tf.identity, carry)]), pack_ys([tf.zeros([0, *y.shape], y.dtype) for y in like_ys])
     # Split once: the gradient of `a[i]` would be a stack of zeros around each layer's, N times.
     slices = [[*parts] for parts in zip(*(tf.unstack(a, num_layers) for a in arrays), strict=True)]
@@ -112,8 +113,9 @@ def _loop(step: Callable[..., Any], start: Size, stop: Size, limit: Size, unroll
 
     def times(count: int, limit: Size, p: Size, state: tuple[Arrays, ...]) -> tuple[Any, tuple[Arrays, ...]]:
         def body(p: Size, state: tuple[Arrays, ...]) -> tuple[Size, tuple[Arrays, ...]]:
-            for j in range(count):  # the layers that `unroll` asks for in one body
-                state = step(p + j, *state)
+            with fenced():
+                for j in range(count):  # the layers that `unroll` asks for in one body
+                    state = step(p + j, *state)
             return p + count, state
 
         # maximum_iterations: without it XLA cannot size the lists of a derivative
@@ -139,7 +141,22 @@ def _write(lists: list[tf.TensorArray], i: Size, arrays: Arrays) -> list[tf.Tens
 
 
 def _stack(lists: list[tf.TensorArray], size: Size) -> Arrays:
-    stacked = [written.stack() for written in lists]
+    stacked = [
+        written.stack() if written.element_shape.is_fully_defined() else _stack_of_any_width(written, size)
+        for written in lists
+    ]
     for a in stacked:
         a.set_shape([size if isinstance(size, int) else None, *a.shape[1:]])
     return stacked
+
+
+def _stack_of_any_width(written: tf.TensorArray, size: Size) -> tf.Tensor:
+    """`written.stack()`, which refuses a list of no arrays whose sizes are unknown: they are 0 here."""
+    if written.element_shape.rank is None:
+        return written.stack()
+    known = written.element_shape.as_list()
+    shape = tf.where(size > 0, [-1 if n is None else n for n in known], [n or 0 for n in known])
+    stacked = tf.raw_ops.TensorListStack(
+        input_handle=written.flow, element_shape=shape, element_dtype=written.dtype, num_elements=-1
+    )
+    return tf.ensure_shape(stacked, [None, *known])

@@ -48,9 +48,7 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """
     _check(weights, x)
     weights, x = assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
-    if tf.inside_function():  # the caller's own program: become part of it
-        return _scan(weights, x)
-    return _program(x.shape[0], x.dtype)(weights, x)
+    return as_program(_scan, (), (weights, x), deep=(0,))
 
 
 def _scan(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -60,17 +58,6 @@ def _scan(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
     y, _ = scan_layers(dense, weights, x)
     return tf.identity(y)
-
-
-_PROGRAMS: dict[tuple[int, tf.DType], tf.types.experimental.PolymorphicFunction] = {}
-
-
-def _program(d: int, dtype: tf.DType) -> tf.types.experimental.PolymorphicFunction:
-    """The graph for all N at one width and dtype, traced once."""
-    if (d, dtype) not in _PROGRAMS:
-        signature = [tf.TensorSpec([None, d, d], dtype), tf.TensorSpec([d], dtype)]
-        _PROGRAMS[d, dtype] = tf.function(_scan, input_signature=signature, autograph=False)
-    return _PROGRAMS[d, dtype]
 
 
 def scan_layers(
@@ -109,8 +96,8 @@ def scan_layers(
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
         some number, whatever N is.
     Limits: remat=False is remat=True: the backward pass recomputes inside a layer. What `layer` closes over is shared
-        by all layers and receives its gradient. Called as it stands it is a graph, not XLA, traced once for one
-        `layer`. Under `tf.function(jit_compile=True)` N = 0 needs a static N.
+        by all layers and receives its gradient. Called as it stands it is a graph, not XLA, traced once for
+        all layers that are made of the same (reference/made_of.py). Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     static = layer, reverse, unroll, remat

@@ -5,13 +5,14 @@ Source: https://www.tensorflow.org/api_docs/python/tf/nest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from reference import arguments
-from tf_while.edges import as_leaf
+from reference.made_of import made_of
+from tf_while.edges import as_leaf, stateful
 
 Layer = Callable[..., tuple[Any, Any]]
 Arrays = list[Any]  # the arrays of a tree, flat
@@ -46,8 +47,9 @@ def prepare(
     return num_layers
 
 
-def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> tuple[Arrays, list[tuple[Any, Any]]]:
-    """ys as shapes and dtypes, and the floating-point arrays that `layer` closes over: (what it captures, value)."""
+def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> tuple[Arrays, list[tuple[Any, Any]], str | None]:
+    """ys as shapes and dtypes, the floating-point arrays that `layer` closes over, (what it captures, value), and the
+    first operation in it that draws or writes something when it runs."""
     slices = [tf.TensorSpec(a.shape[1:], a.dtype) for a in stacked]
     carry = [tf.TensorSpec(a.shape, a.dtype) for a in carry]
     program = tf.function(lambda carry, slices: layer(carry, slices)[1], autograph=False)
@@ -55,7 +57,8 @@ def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> tuple[Arrays
     variables = {id(v.handle): v for v in traced.graph.variables}
     captures = [(c, variables.get(id(c), c)) for c in traced.graph.external_captures]
     closed_over = [(c, tf.convert_to_tensor(value)) for c, value in captures if is_float(value)]
-    return [tf.TensorSpec(y.shape, y.dtype) for y in traced.structured_outputs], closed_over
+    like_ys = [tf.TensorSpec(y.shape, y.dtype) for y in traced.structured_outputs]
+    return like_ys, closed_over, next(stateful(traced.graph), None)
 
 
 def flat(layer: Layer, stacked: tuple[Any, ...], init: Any) -> tuple[FlatLayer, Arrays, Arrays, Any, Any]:
@@ -194,7 +197,8 @@ def assert_dense_stack(weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.
 def as_program(
     run: Callable[..., Any], static: tuple[Any, ...], trees: tuple[Any, ...], deep: tuple[int, ...] = ()
 ) -> Any:
-    """`run(*static, *trees)`: part of the program that is being traced, or else a program of its own, which is kept.
+    """`run(*static, *trees)`: part of the program that is being traced, or else a program of its own, which is kept by
+    what `static` is made of: a layer that does the same finds it, one that reads a value that has changed does not.
 
     Arrays of the trees at the indices `deep` may have any N in that program."""
     if tf.inside_function():
@@ -203,12 +207,15 @@ def as_program(
     any_depth = [i in deep for i, tree in enumerate(trees) for _ in flatten(tree)[0]]
     shapes = [[None, *a.shape[1:]] if any_n else a.shape for a, any_n in zip(arrays, any_depth, strict=True)]
     specs = [tf.TensorSpec(shape, a.dtype) for shape, a in zip(shapes, arrays, strict=True)]
-    program = tf.function(lambda *arrays: run(*static, *pack(arrays)), input_signature=specs, autograph=False)
-    if all(isinstance(value, Hashable) for value in static):
-        while len(_PROGRAMS) > MAX_PROGRAMS:
+    key = run, made_of(static), repr(pack(specs))
+    if key not in _PROGRAMS:
+        program = tf.function(lambda *arrays: run(*static, *pack(arrays)), input_signature=specs, autograph=False)
+        # traced here and now: where functions are to run eagerly this is a graph still, and has its derivatives
+        traced = program.get_concrete_function()
+        while len(_PROGRAMS) >= MAX_PROGRAMS:
             del _PROGRAMS[next(iter(_PROGRAMS))]
-        program = _PROGRAMS.setdefault((run, static, repr(pack(specs))), program)
-    return program(*arrays)
+        _PROGRAMS[key] = traced
+    return _PROGRAMS[key](*arrays)
 
 
 _PROGRAMS: dict[Any, Any] = {}
