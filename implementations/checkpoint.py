@@ -93,14 +93,15 @@ def stack_names(tensors: Mapping[str, Array], prefixes: Sequence[str] | None = N
     Args:
         tensors: name -> NumPy array
         prefixes: the stacks, e.g. ["encoder.layer", "decoder.layer"]; None for all that are found: what stands before
-            the first integer of a dotted name
+            the first index of a name, as `layer_names` finds it
         axis: where the axis of layers goes, negative from the end
 
     Returns:
-        name -> array; what has no layer index is the array it was, under the name it had
+        name -> array; what has no layer index, or is not in all layers, is the array it was, under the name it had
 
     Raises:
-        TypeError, ValueError: those of `layer_names.stack_plan`, which name the layer and the key;
+        TypeError, ValueError: those of `layer_names.stack_plan`, which name the layer and the key, also where no name
+            has a layer index;
             "tensors['h.0.w']: expected a NumPy array, got list"
     """
     plan = stack_plan(_leaves_of(tensors), prefixes, axis)
@@ -120,8 +121,8 @@ def unstack_names(
 ) -> dict[str, Array]:
     """The inverse of `stack_names`: each stacked `prefix.rest` replaced by the `prefix.{i}.rest` of its layers, views.
 
-    A stacked name has no index to be found by: every name that begins with one of `prefixes` (the longest counts) is
-    a stack, but for those in `keep`, which had no layer index before and are what they were.
+    A stacked name has no index to be found by: every name that begins with one of `prefixes` (the longest counts;
+    spelled as in `layer_names`) is a stack, but for those in `keep`, which were in no stack and are what they were.
 
     Raises:
         TypeError, ValueError: those of `layer_names.unstack_plan`; "tensors['h.w']: expected a NumPy array, got list"

@@ -36,9 +36,12 @@ def stack_main(arguments: Sequence[str]) -> int:
         prog="python -m implementations stack-checkpoint",
         description=(
             "Turn a checkpoint with a tensor for each layer, encoder.layer.0.w, encoder.layer.1.w, ... [d, d], into "
-            "one with a tensor for all layers, encoder.layer.w [N, d, d], which scan_layers takes. Names without a "
-            "layer index, dtypes, bytes and metadata stay as they are. What was stacked is noted in the metadata, from "
-            "which unstack-checkpoint makes the old file again, byte for byte if safetensors wrote it."
+            "one with a tensor for all layers, encoder.layer.w [N, d, d], which scan_layers takes. Spellings: "
+            "layer.0.w, layer/0/w, layer_0.w, layer_0/w. Names without a layer index, tensors that not all layers have "
+            "because their kinds differ, dtypes, bytes and metadata stay as they are. IN in shards becomes one file, "
+            "and unstacked one file again. A shard alone is refused, and so are layers that do not begin at 0 or have "
+            "a gap. What was stacked is noted in the metadata, from which "
+            "unstack-checkpoint makes the old file again, byte for byte if safetensors wrote it."
         ),
         epilog=EXIT,
     )
@@ -48,8 +51,9 @@ def stack_main(arguments: Sequence[str]) -> int:
         nargs="+",
         action="extend",
         metavar="P",
-        help="stack only these: what stands before the layer index, as encoder.layer does in encoder.layer.0.w. "
-        "Default: every stack there is, found by the first whole number in a name",
+        help="stack only these: what stands before the layer index, as encoder.layer does in encoder.layer.0.w, "
+        "layers_ in layers_0.w, layers/ in layers/0/w. Default: every stack there is, found by the first whole number "
+        "in a name, which after an underscore counts behind layer, layers, block, blocks and h only",
     )
     made.add_argument(
         "--axis",
@@ -68,7 +72,7 @@ def unstack_main(arguments: Sequence[str]) -> int:
         description=(
             "Turn a checkpoint with a tensor for all layers, encoder.layer.w [N, d, d], into one with a tensor for "
             "each, encoder.layer.0.w, encoder.layer.1.w, ... [d, d]. What stack-checkpoint has noted in the metadata "
-            "says which are stacks. Without that, name them by --prefix."
+            "says which are stacks. Without that, name them by --prefix. What was in shards comes back as one file."
         ),
         epilog=EXIT,
     )
@@ -88,7 +92,12 @@ def unstack_main(arguments: Sequence[str]) -> int:
 
 
 def _add_files(made: argparse.ArgumentParser) -> None:
-    made.add_argument("source", type=Path, metavar="IN", help="a .safetensors file")
+    made.add_argument(
+        "source",
+        type=Path,
+        metavar="IN",
+        help="a .safetensors file, a .safetensors.index.json of shards, or a folder with one of these",
+    )
     made.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
 
 

@@ -1,22 +1,25 @@
-"""A per-layer `.safetensors` file to a stacked one, and back, without the file in memory and without a framework.
+"""A per-layer `.safetensors` checkpoint to a stacked file, and back, without it in memory and without a framework.
 
     stack_file("model.safetensors", "stacked.safetensors")    encoder.layer.{i}.w [...]  ->  encoder.layer.w [N, ...]
     unstack_file("stacked.safetensors", "model.safetensors")  the file it was, byte for byte
 
+Shards, by their index or their folder, are read as the one file that they are parts of; what is written is one file.
 Bytes are moved, never decoded, so every dtype of the format survives, the packed ones too. The target is written beside
 itself and then takes its place in one step: it may be the source. `checkpoint` does the same in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from implementations.checkpoint_shards import Source, read_checkpoint
 from implementations.isolate import Report
 from implementations.layer_names import Plan, check_prefixes, owner, stack_axis, stack_plan, unstack_plan
-from implementations.safetensors_files import Contents, Tensor, blocks, copy, gather, read, scatter, writing
+from implementations.safetensors_files import Contents, Tensor, blocks, copy, gather, scatter, writing
 from reference.arguments import Leaf
 
 # In `__metadata__`, as JSON: one object for each call of `stack_file`, the last to be undone first. "layers" is
@@ -43,28 +46,30 @@ def stack_file(
     """Write `source` as `target`, with each `prefix.{i}.rest` of its layers i replaced by one stacked `prefix.rest`.
 
     Args:
-        source, target: files; they may be the same
-        prefixes: the stacks; None for all that are found: what stands before the first integer of a dotted name
+        source: a file, the index of a checkpoint in shards, or a folder with one model.safetensors or one index
+        target: a file, which may be the source, unless that is in shards
+        prefixes: the stacks; None for all that are found: what stands before the first index of a name, as
+            `layer_names` finds it
         axis: where the axis of layers goes, negative from the end
         progress: called with bytes done, bytes in all, name of the tensor
 
     Raises:
-        TypeError, ValueError: those of `layer_names.stack_plan`, which name the layer and the key;
+        TypeError, ValueError: those of `layer_names.stack_plan`, which name the layer and the key; those of
+            `checkpoint_shards.read_checkpoint`, also for a shard alone;
             "model.safetensors: expected a whole safetensors file, got: ...",
-            "model.safetensors: expected names with a layer index, like 'h.0.w', got none",
+            "out.safetensors: expected a file that is no part of model.safetensors.index.json, got one of it",
             "'h.w': expected whole bytes for each layer along axis 1, got F4[4, 2, 3]"
         OSError: "model.safetensors: expected a file, got none", and what reading and writing may raise
 
     Limits: holds a few pieces of 8 MiB, or half of a tensor of the target if that is more. The way back is byte for
-    byte for a file that safetensors wrote; another's tensors come back in safetensors' order. Of a sharded checkpoint
-    each file would need whole stacks.
+    byte for a file that safetensors wrote; another's tensors come back in safetensors' order. Shards come back as
+    one file, the one that safetensors writes of all their tensors: the index is not kept.
     """
     source, target = Path(source), Path(target)
-    contents = read(source)
+    found = read_checkpoint(source)
+    contents = found.contents
     calls = _calls(source, contents.metadata)
-    plan = stack_plan(_leaves(contents), prefixes, axis)
-    if not plan.members:
-        raise ValueError(f"{source}: expected names with a layer index, like 'h.0.w', got none")
+    plan = stack_plan(_leaves(contents), prefixes, axis, source)
     call: dict[str, Any] = {"axis": axis, "layers": plan.layers}
     if kept := [name for name in plan.kept if owner(name, plan.layers) is not None]:
         call["kept"] = kept
@@ -74,11 +79,11 @@ def stack_file(
 
     made = {name: contents.tensors[name] for name in plan.kept}
     for name, members in plan.members.items():
-        dtype, shape, size, _ = contents.tensors[members[0]]
+        dtype, shape, size = contents.tensors[members[0]][:3]
         at = stack_axis(name, shape, axis)
         made[name] = Tensor(dtype, (*shape[:at], len(members), *shape[at:]), len(members) * size)
         blocks(name, made[name], at)
-    return _write(source, target, contents, Contents(made, metadata), plan, axis, gather, progress)
+    return _write(found, target, Contents(made, metadata), plan, axis, gather, progress)
 
 
 def unstack_file(
@@ -105,7 +110,8 @@ def unstack_file(
         OSError: those of `stack_file`
     """
     source, target = Path(source), Path(target)
-    contents = read(source)
+    found = read_checkpoint(source)
+    contents = found.contents
     leaves, metadata = _leaves(contents), contents.metadata
     if prefixes is not None:
         prefixes = check_prefixes(prefixes)
@@ -133,11 +139,11 @@ def unstack_file(
 
     made = {name: contents.tensors[name] for name in plan.kept}
     for name, members in plan.members.items():
-        dtype, shape, size, _ = contents.tensors[name]
+        dtype, shape, size = contents.tensors[name][:3]
         at = axis % len(shape)
         blocks(name, contents.tensors[name], at)
         made |= dict.fromkeys(members, Tensor(dtype, shape[:at] + shape[at + 1 :], size // len(members)))
-    return _write(source, target, contents, Contents(made, metadata), plan, axis, scatter, progress)
+    return _write(found, target, Contents(made, metadata), plan, axis, scatter, progress)
 
 
 def _leaves(contents: Contents) -> dict[str, Leaf]:
@@ -181,9 +187,8 @@ def _undone(metadata: Mapping[str, str], calls: list[dict[str, Any]], plan: Plan
 
 
 def _write(
-    source: Path,
+    source: Source,
     target: Path,
-    before: Contents,
     after: Contents,
     plan: Plan,
     axis: int,
@@ -191,8 +196,14 @@ def _write(
     progress: Report | None,
 ) -> Summary:
     """Make `target`, which will hold `after`: copy what is kept, and `move` (gather or scatter) each stack."""
+    before, files = source.contents, source.files
+    if source.index_file and any(target.exists() and target.samefile(part) for part in (source.index_file, *files)):
+        # One part replaced, the others stand for nothing.
+        raise ValueError(f"{target}: expected a file that is no part of {source.index_file}, got one of it")
     done, total = 0, sum(tensor.size for tensor in after.tensors.values())
-    with source.open("rb") as old, writing(target, after.tensors, after.metadata) as (new, placed):
+    with contextlib.ExitStack() as opened:
+        old = [opened.enter_context(file.open("rb")) for file in files]
+        new, placed = opened.enter_context(writing(target, after.tensors, after.metadata))
         stacks, layers = (placed, before.tensors) if move is gather else (before.tensors, placed)
         moves = {name: copy(old, new, before.tensors[name], placed[name]) for name in plan.kept}
         for name, members in plan.members.items():

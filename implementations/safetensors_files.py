@@ -33,6 +33,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]  # in elements
     size: int  # in bytes
     begin: int = 0  # of its bytes in the file; of no meaning before it has one
+    file: int = 0  # which one of several it is read from
 
 
 class Contents(NamedTuple):
@@ -120,7 +121,9 @@ def blocks(name: str, stacked: Tensor, axis: int) -> tuple[int, int]:
     return outer, inner
 
 
-def gather(old: BinaryIO, new: BinaryIO, stacked: Tensor, layers: Sequence[Tensor], axis: int) -> Iterator[int]:
+def gather(
+    old: Sequence[BinaryIO], new: BinaryIO, stacked: Tensor, layers: Sequence[Tensor], axis: int
+) -> Iterator[int]:
     """Write the stack of `layers`, some rows of all of them at a time, and yield how many bytes that were."""
     outer, inner = blocks("", stacked, axis)
     if outer == 1:
@@ -130,21 +133,23 @@ def gather(old: BinaryIO, new: BinaryIO, stacked: Tensor, layers: Sequence[Tenso
     for first, rows in _rows(outer, len(layers) * inner):
         block = np.empty((rows, len(layers), inner), np.uint8)
         for i, layer in enumerate(layers):
-            piece = _read(old, layer.begin + first * inner, rows * inner)
+            piece = _read(old[layer.file], layer.begin + first * inner, rows * inner)
             block[:, i] = np.frombuffer(piece, np.uint8).reshape(rows, inner)
         new.seek(stacked.begin + first * len(layers) * inner)
         yield new.write(block.data)
 
 
-def scatter(old: BinaryIO, new: BinaryIO, stacked: Tensor, layers: Sequence[Tensor], axis: int) -> Iterator[int]:
+def scatter(
+    old: Sequence[BinaryIO], new: BinaryIO, stacked: Tensor, layers: Sequence[Tensor], axis: int
+) -> Iterator[int]:
     """The inverse of `gather`: read some rows of the stack, and write of each layer what is in them."""
     outer, inner = blocks("", stacked, axis)
     if outer == 1:
         for i, layer in enumerate(layers):
-            yield from copy(old, new, layer._replace(begin=stacked.begin + i * inner), layer)
+            yield from copy(old, new, layer._replace(begin=stacked.begin + i * inner, file=stacked.file), layer)
         return
     for first, rows in _rows(outer, len(layers) * inner):
-        piece = _read(old, stacked.begin + first * len(layers) * inner, rows * len(layers) * inner)
+        piece = _read(old[stacked.file], stacked.begin + first * len(layers) * inner, rows * len(layers) * inner)
         block = np.frombuffer(piece, np.uint8).reshape(rows, len(layers), inner)
         for i, layer in enumerate(layers):
             new.seek(layer.begin + first * inner)
@@ -158,10 +163,10 @@ def _rows(outer: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(step, outer - first)
 
 
-def copy(old: BinaryIO, new: BinaryIO, here: Tensor, there: Tensor) -> Iterator[int]:
+def copy(old: Sequence[BinaryIO], new: BinaryIO, here: Tensor, there: Tensor) -> Iterator[int]:
     new.seek(there.begin)
     for first, size in _rows(there.size, 1):
-        yield new.write(_read(old, here.begin + first, size))
+        yield new.write(_read(old[here.file], here.begin + first, size))
 
 
 def _read(file: BinaryIO, begin: int, size: int) -> bytes:

@@ -36,7 +36,7 @@ def mlp(carry: jax.Array, params: dict[str, Any]) -> tuple[jax.Array, None]:
     shapes.check(as_leaf, "mlp", carry, params)
     h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
     h = jnp.matmul(h, params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [..., f]
-    h = jax.nn.gelu(h, approximate=True)  # the tanh form
+    h = jax.nn.gelu(wide(h), approximate=True).astype(h.dtype)  # the tanh form
     h = jnp.matmul(h, params["down"]["w"], precision=HIGHEST) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
@@ -54,7 +54,7 @@ def transformer_encoder(carry: dict[str, jax.Array], params: dict[str, Any]) -> 
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
     x = _layer_norm(x + _merge(a, params["out"]["w"]) + params["out"]["bias"], params["norm1"], EPS_BERT)
     h = jnp.matmul(x, params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [B, T, f]
-    h = jax.nn.gelu(h, approximate=False)  # the exact form
+    h = jax.nn.gelu(wide(h), approximate=False).astype(h.dtype)  # the exact form
     h = jnp.matmul(h, params["down"]["w"], precision=HIGHEST) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
@@ -78,7 +78,8 @@ def transformer_decoder(
 def residual_conv(carry: jax.Array, params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
     """Basic block of ResNet v2: x + conv2(relu(norm2(conv1(relu(norm1(x)))))), a zero of padding around each image.
 
-    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages.
+    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages,
+    in at least float32, since float16 ends at 65504.
     params: norm1 and norm2 {scale [c], bias [c]}, conv1 and conv2 {w [3, 3, c, c]}.
     """
     shapes.check(as_leaf, "residual_conv", carry, params)
@@ -147,13 +148,19 @@ def causal(of: jax.Array, sees: jax.Array, window: jax.Array | None = None) -> j
 def attend(q: jax.Array, *parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     """softmax(q k / sqrt(e)) v, with q [B, T, h, e], over all parts: k and v [B, S, g, e], mask [..., T, S]."""
     # jax.nn.dot_product_attention is no more fused than this on the CPU, and takes the softmax of float64 in float32
+    dtype, q, parts = q.dtype, wide(q), tuple((wide(k), wide(v), mask) for k, v, mask in parts)
     q = q.reshape(*q.shape[:2], parts[0][0].shape[2], -1, q.shape[3]) * q.shape[-1] ** -0.5  # [B, T, g, h / g, e]
     scores = [jnp.einsum("btgre,bsge->bgrts", q, k, precision=HIGHEST) for k, _, _ in parts]
     scores = [jnp.where(mask, s, jnp.finfo(s.dtype).min) for s, (_, _, mask) in zip(scores, parts, strict=True)]
     weights = jnp.split(jax.nn.softmax(jnp.concatenate(scores, -1)), [s.shape[-1] for s in scores[:-1]], -1)
     pairs = zip(weights, parts, strict=True)
     a = reduce(add, [jnp.einsum("bgrts,bsge->btgre", w, v, precision=HIGHEST) for w, (_, v, _) in pairs])
-    return a.reshape(*a.shape[:2], -1, a.shape[4])  # [B, T, h, e]
+    return a.reshape(*a.shape[:2], -1, a.shape[4]).astype(dtype)  # [B, T, h, e]
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """x in at least float32: float16 has no 256**2, bfloat16 no 257, and squares and positions are larger."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _heads(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -166,11 +173,11 @@ def _merge(a: jax.Array, w: jax.Array) -> jax.Array:
 
 def _rotate(q: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotary positions: the pairs (q[i], q[i + e/2]) turned by positions * BASE ** (-2 i / e)."""
-    half = q.shape[-1] // 2
+    half, dtype, q = q.shape[-1] // 2, q.dtype, wide(q)
     angles = positions[:, None] * BASE ** (-jnp.arange(half, dtype=q.dtype) / half)  # [T, e/2]
     cos, sin = (f(angles)[:, None, :] for f in (jnp.cos, jnp.sin))
     a, b = q[..., :half], q[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(dtype)
 
 
 # On the CPU, XLA reads w at the speed of memory in `y @ w.T`, at half of it or less in `w @ y`. But the gradient of the
@@ -187,20 +194,20 @@ def _product_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 
 
 def _layer_norm(x: jax.Array, params: dict[str, jax.Array], eps: float) -> jax.Array:
-    centred = x - x.mean(-1, keepdims=True)
+    centred = wide(x) - wide(x).mean(-1, keepdims=True)
     variance = (centred**2).mean(-1, keepdims=True)
-    return centred * lax.rsqrt(variance + eps) * params["scale"] + params["bias"]
+    return (centred * lax.rsqrt(variance + eps)).astype(x.dtype) * params["scale"] + params["bias"]
 
 
 def rms_norm(x: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
     """x / sqrt(mean(x**2) + EPS) * scale, over the last axis."""
-    return x * lax.rsqrt((x**2).mean(-1, keepdims=True) + EPS) * params["scale"]
+    return (wide(x) * lax.rsqrt((wide(x) ** 2).mean(-1, keepdims=True) + EPS)).astype(x.dtype) * params["scale"]
 
 
 def _batch_norm(x: jax.Array, params: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    mean = x.mean((0, 1, 2))
-    variance = ((x - mean) ** 2).mean((0, 1, 2))
-    normed = (x - mean) * lax.rsqrt(variance + EPS) * params["scale"] + params["bias"]
+    mean = wide(x).mean((0, 1, 2))
+    variance = ((wide(x) - mean) ** 2).mean((0, 1, 2))
+    normed = ((wide(x) - mean) * lax.rsqrt(variance + EPS)).astype(x.dtype) * params["scale"] + params["bias"]
     return normed, {"mean": mean, "variance": variance}
 
 

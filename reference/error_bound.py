@@ -30,6 +30,7 @@ class Format(NamedTuple):
 FORMATS = {
     "float64": Format(2.0**-53, 0.0, 2.0**-1022),
     "float32": Format(2.0**-24, 0.0, 2.0**-126),
+    "float16": Format(2.0**-24, 2.0**-11, 2.0**-14),
     "bfloat16": Format(2.0**-24, 2.0**-8, 2.0**-126),  # multiplied and summed in float32, then rounded once
 }
 

@@ -33,9 +33,9 @@ def mlp(carry: Array, params: dict[str, Any]) -> tuple[Array, None]:
     params: norm {scale [d], bias [d]}, up {w [d, f], bias [f]}, down {w [f, d], bias [d]}.
     """
     norm, up, down = params["norm"], params["up"], params["down"]
-    centred = carry - carry.mean(-1, keepdims=True)
+    centred = _wide(carry) - _wide(carry).mean(-1, keepdims=True)
     variance = (centred**2).mean(-1, keepdims=True)
-    h = centred / np.sqrt(variance + EPS) * norm["scale"] + norm["bias"]  # [..., d]
+    h = (centred / np.sqrt(variance + EPS)).astype(carry.dtype, copy=False) * norm["scale"] + norm["bias"]  # [..., d]
     h = _product(h, up["w"]) + up["bias"]  # [..., f]
     h = h * (1 + np.tanh(_gelu_argument(h))) / 2  # GELU, the tanh form
     h = _product(h, down["w"]) + down["bias"]  # [..., d]
@@ -259,17 +259,23 @@ def _causal(positions: Array, window: Array | None = None) -> Array:
 
 def _rotate(q: Array, positions: Array) -> Array:
     """Rotary positions: the pairs (q[i], q[i + e/2]) turned by positions * BASE ** (-2 i / e)."""
-    half, dtype = q.shape[-1] // 2, np.real(q).dtype
+    half, given, q = q.shape[-1] // 2, q.dtype, _wide(q)
+    dtype = np.real(q).dtype
     angles = positions.astype(dtype)[:, None] * BASE ** (-np.arange(half, dtype=dtype) / half)  # [T, e/2]
     cos, sin = (f(angles)[:, None, :] for f in (np.cos, np.sin))
     a, b = q[..., :half], q[..., half:]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(given, copy=False)
+
+
+def _wide(x: Array) -> Array:
+    """x in at least float32: what the layers do where half precision would not do."""
+    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
 
 
 def _layer_norm(x: Array, params: dict[str, Array]) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
+    centred = _wide(x) - _wide(x).mean(-1, keepdims=True)
     sd = np.sqrt((centred**2).mean(-1, keepdims=True) + EPS_BERT)
-    normed: Array = centred / sd * params["scale"] + params["bias"]
+    normed: Array = (centred / sd).astype(x.dtype, copy=False) * params["scale"] + params["bias"]
     return normed
 
 
@@ -282,7 +288,8 @@ def _layer_norm_vjp(x: Array, params: dict[str, Array], dout: Array) -> tuple[Ar
 
 
 def rms_norm(x: Array, params: dict[str, Array]) -> Array:
-    normed: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * params["scale"]
+    rms = np.sqrt((_wide(x) ** 2).mean(-1, keepdims=True) + EPS)
+    normed: Array = (_wide(x) / rms).astype(x.dtype, copy=False) * params["scale"]
     return normed
 
 
@@ -293,9 +300,10 @@ def rms_norm_vjp(x: Array, params: dict[str, Array], dout: Array) -> tuple[Array
 
 
 def _batch_norm(x: Array, params: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    mean = x.mean((0, 1, 2))
-    variance = ((x - mean) ** 2).mean((0, 1, 2))
-    return (x - mean) / np.sqrt(variance + EPS) * params["scale"] + params["bias"], {"mean": mean, "variance": variance}
+    mean = _wide(x).mean((0, 1, 2))
+    variance = ((_wide(x) - mean) ** 2).mean((0, 1, 2))
+    normed = ((_wide(x) - mean) / np.sqrt(variance + EPS)).astype(x.dtype, copy=False)
+    return normed * params["scale"] + params["bias"], {"mean": mean, "variance": variance}
 
 
 def _batch_norm_vjp(

@@ -118,7 +118,6 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*code.co_names, *(name for c in within for name in _names(c)))))
 
 
-@functools.lru_cache(maxsize=4096)
 def _is_library(value: Any) -> bool:
     """Whether a function or a class is of Python, of an installed package or of this repository: it stays as it is."""
     if value.__module__ and value.__module__.split(".")[0] in OWN:

@@ -155,7 +155,7 @@ def test_a_source_that_becomes_shorter_is_noticed(source, target):
 def test_what_safetensors_would_not_read_is_not_written(source, target):
     """A stack by a name that means something else in a header."""
     target.write_bytes(b"old")
-    source.write_bytes(save({"__metadata__.0": np.zeros(2)}))
+    source.write_bytes(save({"__metadata__/0": np.zeros(2)}))
     with pytest.raises(ValueError, match=r"out.safetensors: expected to write what safetensors reads, got: "):
         stack_file(source, target)
     assert_untouched(source, target)

@@ -45,7 +45,10 @@ def test_the_commands_there_and_back(source, tmp_path):
 
 COMMAND_ERRORS: dict[str, Any] = {
     "missing source": (["{no}", "{out}"], "{no}: expected a file, got none"),
-    "source is a folder": (["{folder}", "{out}"], "{folder}: expected a file, got a folder"),
+    "source is a folder": (
+        ["{folder}", "{out}"],
+        "{folder}: expected a folder with one model.safetensors or *.safetensors.index.json, got neither",
+    ),
     "missing folder": (["{in}", "{no}/out"], "{no}/out: expected an existing folder, got {no}"),
     "target is a folder": (["{in}", "{folder}"], "{folder}: expected a file, got a folder"),
     "target is a device": (["{in}", "/dev/null"], "/dev/null: expected a file, got something else"),
@@ -104,7 +107,7 @@ def test_help(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         entry.main([name, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for word in ("--prefix", "--axis", "encoder.layer.0.w", "metadata", "Exit status"):
+    for word in ("--prefix", "--axis", "encoder.layer.0.w", "metadata", "Exit status", "index.json", "one file"):
         assert word in text
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implementations import checkpoint
+from implementations import checkpoint, layer_names
 from tests.checkpoints import DTYPES, as_bytes, assert_refused, random_array, stacks_of, zeros
 from tests.checkpoints import checkpoint as some_checkpoint
 
@@ -99,24 +99,54 @@ def test_names_without_an_index_are_the_arrays_they_were():
         (["a.0.w", "b.0.w"], ["b"], {"a.0.w": None, "b.w": ["b.0.w"]}),
         (["ab.0.w", "a.0.w"], ["a"], {"ab.0.w": None, "a.w": ["a.0.w"]}),
         # no index: not as Python writes one, or the part before or after it is empty
-        *(([name], None, {name: None}) for name in ("h.00.w", "h.-1.w", "h.1a.w", "h.²", "h..w", "h.0.", ".0.w", "")),
+        *(
+            ([name, "b.0"], None, {name: None, "b": ["b.0"]})
+            for name in ("h.00.w", "h.-1.w", "h.1a.w", "h.²", "h..w", "h.0.", ".0.w", "")
+        ),
         (["h.0..w"], None, {"h..w": ["h.0..w"]}),
+        (["h/0/w", "h/1/w", "h/norm"], None, {"h/w": ["h/0/w", "h/1/w"], "h/norm": None}),
+        (["layer_0/w", "layer_1/w"], None, {"layer/w": ["layer_0/w", "layer_1/w"]}),
+        (["a.encoderblock_0.w"], None, {"a.encoderblock.w": ["a.encoderblock_0.w"]}),
+        (
+            ["block.0.layer.1.w", "block.1.layer.1.w"],
+            None,
+            {"block.layer.1.w": ["block.0.layer.1.w", "block.1.layer.1.w"]},
+        ),
+        # a number after an underscore that counts no layers, unless it is said to
+        *(
+            ([name, "b.0"], None, {name: None, "b": ["b.0"]})
+            for name in ("fc_1.w", "conv1.w", "branch_0.w", "layer_1_w")
+        ),
+        (["fc_0.w", "fc_1.w"], ["fc_"], {"fc.w": ["fc_0.w", "fc_1.w"]}),
+        # 10 is after 9
+        ([f"h_{i}/w" for i in (10, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8)], None, {"h/w": [f"h_{i}/w" for i in range(11)]}),
+        # what one layer has, or what layers of two kinds have, is in no stack
+        (["h.0.w", "h.0.bias", "h.1.w"], None, {"h.w": ["h.0.w", "h.1.w"], "h.0.bias": None}),
+        (
+            ["h.0.w", "h.1.w", "h.2.w", "h.3.w", "h.0.dense", "h.1.dense", "h.2.e.0", "h.3.e.0"],
+            None,
+            {"h.w": ["h.0.w", "h.1.w", "h.2.w", "h.3.w"]}
+            | dict.fromkeys(["h.0.dense", "h.1.dense", "h.2.e.0", "h.3.e.0"]),
+        ),
         (["h.0.w\nx"], None, {"h.w\nx": ["h.0.w\nx"]}),
     ],
 )
 def test_what_is_a_stack(names, prefixes, expected):
-    """Name -> its layers, or None where it is in no stack."""
+    """Name -> its layers, or None where it is in no stack. And back, the prefixes spelled as they were found."""
     tensors = {name: np.full(2, i) for i, name in enumerate(names)}
     stacked = stack_names(tensors, prefixes)
     assert stacked.keys() == expected.keys()
     for name, members in expected.items():
         rows = [tensors[member].tolist() for member in members or [name]]
         assert stacked[name].tolist() == (rows if members else rows[0])
+    found = layer_names.stack_plan(checkpoint._leaves_of(tensors), prefixes, 0).layers
+    back = unstack_names(stacked, list(found), keep=[name for name, members in expected.items() if not members])
+    assert {name: as_bytes(array) for name, array in back.items()} == {n: as_bytes(a) for n, a in tensors.items()}
 
 
 @given(
     st.dictionaries(
-        st.sampled_from(["h", "encoder.layer", "encoder.layer.7.x", "x..y", ""]),
+        st.sampled_from(["h", "h_", "h/", "a/layers_", "encoder.layer", "encoder.layer.7.x", "x..y", ""]),
         st.tuples(
             st.integers(1, 12),
             st.sets(st.sampled_from(["w", "mlp.0.b", "3", "z.", ""]), min_size=1),
@@ -133,13 +163,17 @@ def test_any_names_there_and_back(stacks, others, axis, seed):
         for rest in sorted(rests):
             shape, dtype = tuple(random.integers(0, 3, 1 + random.integers(3))), DTYPES[random.integers(len(DTYPES))]
             for i in random.permutation(num_layers):
-                name = ".".join(part for part in (prefix, str(i), rest) if part)
+                sign = prefix[-1:] if prefix.endswith("/") else "."
+                begin = f"{prefix}{'' if not prefix or prefix.endswith(('/', '_')) else '.'}{i}"
+                name = begin + (sign + rest if rest else "")
                 tensors[name] = random_array(random, shape, dtype)
     tensors |= {name: random_array(random, (2,), DTYPES[0]) for name in others}
     try:
         stacked = stack_names(tensors, list(stacks), axis)
     except ValueError as error:  # names that meet or could not be told apart are refused, never mixed up
-        assert "to be free for its stack" in str(error) or "that is not taken for one of" in str(error)  # noqa: PT017
+        said = ("to be free for its stack", "that is not taken for one of", "names with a layer index")
+        assert any(words in str(error) for words in said)  # noqa: PT017
+        assert bool(stacks) != (said[2] in str(error))  # noqa: PT017
         return
     back = unstack_names(stacked, list(stacks), axis, keep=others & stacked.keys())
     assert {name: as_bytes(array) for name, array in back.items()} == {n: as_bytes(a) for n, a in tensors.items()}
@@ -171,9 +205,34 @@ NAME_ERRORS = {
         "layer 0: expected 'h.0.w' (layer 1 has 'h.1.w'), got no array",
     ),
     "extra key": (
-        lambda: stack_names(named("h.0.w", "h.1.w", "h.2.w", "h.1.extra.b")),
+        lambda: stack_names(named("h.0.w", "h.1.w", "h.2.w", "h.3.w", "h.4.w", "h.1.extra.b", "h.4.extra.b")),
         ValueError,
         "layer 1: expected no 'h.1.extra.b' (layer 0 has none), got one",
+    ),
+    "missing beside another kind": (
+        lambda: stack_names(named("h.0.w", "h.0.dense", "h.1.w", "h.1.e", "h.2.w", "h.2.e", "h.3.w")),
+        ValueError,
+        "layer 3: expected 'h.3.e' (layer 1 has 'h.1.e'), got no array",
+    ),
+    "nothing in common": (
+        lambda: stack_names(named("h.0.a", "h.1.b", "g.0.w"), ["h"]),
+        ValueError,
+        "prefixes: expected some tensor that all layers of 'h' have, got none",
+    ),
+    "no layers": (
+        lambda: stack_names(named("w", "layer_norm.w")),
+        ValueError,
+        "tensors: expected names with a layer index, like 'h.0.w', got none",
+    ),
+    "half of the layers": (
+        lambda: stack_names(named("m/layers_2/w", "m/layers_3/w", "m/layers_6/w")),
+        ValueError,
+        "layers 0 to 1, 4 to 5 of 'm/layers_': expected layers 0 to 6, got none of these",
+    ),
+    "two spellings of one stack": (
+        lambda: stack_names(named("h.0.w", "h_0.w")),
+        ValueError,
+        "layer 0, 'h.0.w': expected a stack that is not taken for one of 'h_', got the name 'h.w'",
     ),
     "shape": (
         lambda: stack_names(named("g.0.w", "h.0.w", "h.1.w") | {"h.2.w": zeros(8)}),

@@ -5,7 +5,10 @@ Stacks are wide enough (N d d >= 1000 at the smallest N) that no framework takes
 
 from __future__ import annotations
 
+import ast
 import functools
+import re
+from itertools import product
 
 import pytest
 
@@ -110,6 +113,64 @@ def test_constant_size_without_a_loop_is_caught():
 def test_twin_that_is_rolled_is_caught(implementation):
     with pytest.raises(AssertionError, match=r"growth a layer \{0.0\}, allowed more than 0"):
         assert_grows("mutant", sizes(implementation, "scan_apply_layers", TWIN_DEPTHS, False))
+
+
+# What Inductor's code calls that is no work on the numbers of an array: to make, view, check and free them, loops, and
+# the copies of what a loop begins with.
+HOUSEKEEPING = re.compile(
+    r"empty_strided_\w+|reinterpret_tensor|alloc_from_pool|assert_size_stride|assert_alignment|\w+\.(?:clear|clone|item)"
+    r"|\w*RuntimeError|while_loop_\w+|torch\.as_strided|int|float|bool|len|range|max|min"
+)
+COUNTED = re.compile(r"(?:cpp|triton)_\w+|extern_kernels\.\w+|torch\.ops\.\w+\.\w+\.\w+")
+
+
+def kernel_calls(code):
+    """Those of Inductor's code, found by Python's own parser; what is neither a kernel nor known is an error."""
+    tree = ast.parse(code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.args.args]
+    functions = [node for node in functions if node.args.args[-1].arg == "args" and len(node.args.args) <= 2]
+    subgraphs = {node.name for node in functions if not node.name.startswith("while_loop_")}
+    called = [ast.unparse(call.func) for node in functions for call in ast.walk(node) if isinstance(call, ast.Call)]
+    counted = [name for name in called if name in subgraphs or COUNTED.fullmatch(name)]
+    unknown = {name for name in called if not HOUSEKEEPING.fullmatch(name)} - set(counted)
+    assert not unknown, f"calls that are counted nowhere: {unknown}"
+    return len(counted)
+
+
+def test_torch_counts_every_call(monkeypatch):
+    """Kernels by their names and regions compiled once, forward and backward, found in a second way."""
+    implementation = loaded("torch_compile")
+    from torch_compile import graph
+    from torch_compile.alternatives import nested_compile_region, raw_scan, while_loop
+
+    right, codes = graph._kernel_calls, []
+
+    def noting(code):
+        codes.append(code)
+        return right(code)
+
+    monkeypatch.setattr(graph, "_kernel_calls", noting)
+    stacks = implementation.scan_apply_layers, implementation.unroll_apply_layers
+    sizes = {}
+    for apply in (*stacks, nested_compile_region, raw_scan, while_loop):
+        for N, gradient in product((2, 5), (False, True)):
+            if N == 5 and apply is not nested_compile_region:
+                continue
+            if gradient and apply is while_loop:  # it has none
+                continue
+            weights, x, cotangent = problem(implementation, N)
+            cotangent = cotangent if gradient else None
+            sizes[apply, gradient, N] = implementation.graph_size(apply, weights, x, cotangent=cotangent, memory=False)
+    for code in codes:
+        assert right(code) == kernel_calls(code) + len(re.findall(r"\bfor *\(", code))
+    for gradient, calls in ((False, 1), (True, 3)):  # a region forward; another backward, and a copy of its gradient
+        of = [sizes[nested_compile_region, gradient, N]["compiled"] for N in (2, 5)]
+        assert of[1] - of[0] == 3 * calls, of
+
+
+def test_a_call_by_an_unknown_name_is_caught():
+    with pytest.raises(AssertionError, match=r"counted nowhere: \{'mystery'\}"):
+        kernel_calls("def call(self, args):\n    buf0 = mystery(args)\n")
 
 
 @pytest.mark.thorough

@@ -33,7 +33,8 @@ def mlp(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, None]:
     h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
     h = tf.tensordot(h, params["up"]["w"], 1) + params["up"]["bias"]  # [..., f]; tf.matmul takes no vectors
     # gelu in the tanh form. That of tf.nn has a constant rounded to float32 in it, in float64 too.
-    h = 0.5 * h * (1 + tf.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h * h * h)))
+    h = wide(h)
+    h = tf.cast(0.5 * h * (1 + tf.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h * h * h))), carry.dtype)
     h = tf.tensordot(h, params["down"]["w"], 1) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
@@ -51,7 +52,7 @@ def transformer_encoder(carry: dict[str, tf.Tensor], params: dict[str, Any]) -> 
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
     x = _layer_norm(x + _merge(a, params["out"]["w"]) + params["out"]["bias"], params["norm1"], EPS_BERT)
     h = tf.tensordot(x, params["up"]["w"], 1) + params["up"]["bias"]  # [B, T, f]
-    h = 0.5 * h * (1 + tf.math.erf(h / math.sqrt(2)))  # gelu in the exact form
+    h = tf.cast(0.5 * wide(h) * (1 + tf.math.erf(wide(h) / math.sqrt(2))), x.dtype)  # gelu in the exact form
     h = tf.tensordot(h, params["down"]["w"], 1) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
@@ -75,7 +76,8 @@ def transformer_decoder(
 def residual_conv(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, dict[str, Any]]:
     """Basic block of ResNet v2: x + conv2(relu(norm2(conv1(relu(norm1(x)))))), a zero of padding around each image.
 
-    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages.
+    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages,
+    in at least float32, since float16 ends at 65504.
     params: norm1 and norm2 {scale [c], bias [c]}, conv1 and conv2 {w [3, 3, c, c]}.
     """
     shapes.check(as_leaf, "residual_conv", carry, params)
@@ -145,13 +147,19 @@ def causal(of: tf.Tensor, sees: tf.Tensor, window: tf.Tensor | None = None) -> t
 def attend(q: tf.Tensor, *parts: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
     """softmax(q k / sqrt(e)) v, with q [B, T, h, e], over all parts: k and v [B, S, g, e], mask [..., T, S]."""
     B, T, h, e = (tf.shape(q)[i] if size is None else size for i, size in enumerate(q.shape))
+    dtype, q, parts = q.dtype, wide(q), tuple((wide(k), wide(v), mask) for k, v, mask in parts)
     q = tf.reshape(q, [B, T, parts[0][0].shape[2], -1, e]) * e**-0.5  # [B, T, g, h / g, e]
     scores = [tf.einsum("btgre,bsge->bgrts", q, k) for k, _, _ in parts]
     scores = [tf.where(mask, s, s.dtype.min) for s, (_, _, mask) in zip(scores, parts, strict=True)]
     weights = tf.split(tf.nn.softmax(tf.concat(scores, -1)), [tf.shape(s)[-1] for s in scores], -1)
     pairs = zip(weights, parts, strict=True)
     a = tf.add_n([tf.einsum("bgrts,bsge->btgre", w, v) for w, (_, v, _) in pairs])
-    return tf.reshape(a, [B, T, h, e])
+    return tf.cast(tf.reshape(a, [B, T, h, e]), dtype)
+
+
+def wide(x: tf.Tensor) -> tf.Tensor:
+    """x in at least float32: float16 has no 256**2, bfloat16 no 257, and squares and positions are larger."""
+    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
 def _heads(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
@@ -164,29 +172,30 @@ def _merge(a: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
 
 def _rotate(q: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """Rotary positions: the pairs (q[i], q[i + e/2]) turned by positions * BASE ** (-2 i / e)."""
-    half = q.shape[-1] // 2
+    half, dtype, q = q.shape[-1] // 2, q.dtype, wide(q)
     frequencies = BASE ** (-tf.range(half, dtype=q.dtype) / half)
     angles = tf.cast(positions, q.dtype)[:, None] * frequencies  # [T, e/2]
     cos, sin = (f(angles)[:, None, :] for f in (tf.cos, tf.sin))
     a, b = q[..., :half], q[..., half:]
-    return tf.concat([a * cos - b * sin, b * cos + a * sin], -1)
+    return tf.cast(tf.concat([a * cos - b * sin, b * cos + a * sin], -1), dtype)
 
 
 def _layer_norm(x: tf.Tensor, params: dict[str, tf.Tensor], eps: float) -> tf.Tensor:
-    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    centred = wide(x) - tf.reduce_mean(wide(x), -1, keepdims=True)
     variance = tf.reduce_mean(centred**2, -1, keepdims=True)
-    return centred * tf.math.rsqrt(variance + eps) * params["scale"] + params["bias"]
+    return tf.cast(centred * tf.math.rsqrt(variance + eps), x.dtype) * params["scale"] + params["bias"]
 
 
 def rms_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tf.Tensor:
     """x / sqrt(mean(x**2) + EPS) * scale, over the last axis."""
-    return x * tf.math.rsqrt(tf.reduce_mean(x**2, -1, keepdims=True) + EPS) * params["scale"]
+    rms = tf.math.rsqrt(tf.reduce_mean(wide(x) ** 2, -1, keepdims=True) + EPS)
+    return tf.cast(wide(x) * rms, x.dtype) * params["scale"]
 
 
 def _batch_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    mean = tf.reduce_mean(x, (0, 1, 2))
-    variance = tf.reduce_mean((x - mean) ** 2, (0, 1, 2))
-    normed = (x - mean) * tf.math.rsqrt(variance + EPS) * params["scale"] + params["bias"]
+    mean = tf.reduce_mean(wide(x), (0, 1, 2))
+    variance = tf.reduce_mean((wide(x) - mean) ** 2, (0, 1, 2))
+    normed = tf.cast((wide(x) - mean) * tf.math.rsqrt(variance + EPS), x.dtype) * params["scale"] + params["bias"]
     return normed, {"mean": mean, "variance": variance}
 
 

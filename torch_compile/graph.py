@@ -31,12 +31,12 @@ from torch_compile.edges import OPTIONS, compile
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
-# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is, of a
-# region compiled once; and the loops within its kernels, because on the CPU one kernel may hold all layers.
-_KERNELS = (
-    r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+\.\w+\("
-    r"|= repeated_subgraph\d+\(|\bfor *\("
-)
+# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is; and
+# the loops within its kernels, because on the CPU one kernel may hold all layers.
+_KERNELS = r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+\.\w+\(|\bfor *\("
+# What it defines there and calls, whatever its name: a region compiled once, forward or backward. The condition and the
+# body of a loop are no calls but the loop.
+_SUBGRAPHS = r"(?m)^def (?!while_loop_)(\w+)\(args\):"
 
 
 def graph_size(
@@ -71,7 +71,7 @@ def graph_size(
     counts = {
         "captured": sum(captured),
         "lowered": sum(lowered),
-        "compiled": sum(len(re.findall(_KERNELS, text)) for text in code),
+        "compiled": sum(map(_kernel_calls, code)),
         "loops": sum(text.count("while should_loop:") for text in code),
     }
     return counts | {"temp_bytes": _temp_bytes(lambda: _run(program, args, cotangent))} if memory else counts
@@ -118,6 +118,11 @@ def _empty(node: torch.fx.Node | None) -> Any:
 
 def _nodes(graph: torch.fx.GraphModule) -> int:
     return sum(len(module.graph.nodes) for module in graph.modules() if isinstance(module, torch.fx.GraphModule))
+
+
+def _kernel_calls(code: str) -> int:
+    calls = [rf"= {name}\(" for name in re.findall(_SUBGRAPHS, code)]
+    return len(re.findall("|".join([_KERNELS, *calls]), code))
 
 
 def _temp_bytes(run: Callable[[], Any]) -> int:

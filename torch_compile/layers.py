@@ -77,7 +77,8 @@ def transformer_decoder(
 def residual_conv(carry: torch.Tensor, params: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
     """Basic block of ResNet v2: x + conv2(relu(norm2(conv1(relu(norm1(x)))))), a zero of padding around each image.
 
-    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages.
+    carry [B, y, x, c]. The norms are batch norms: y has what each saw, {mean [c], variance [c]}, for running averages,
+    in at least float32, since float16 ends at 65504.
     params: norm1 and norm2 {scale [c], bias [c]}, conv1 and conv2 {w [3, 3, c, c]}.
     """
     shapes.check(as_leaf, "residual_conv", carry, params)
@@ -158,13 +159,19 @@ def attend(q: torch.Tensor, *parts: tuple[torch.Tensor, torch.Tensor, torch.Tens
         mask = mask.flatten(1, 2) if mask.dim() == 5 else mask
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=q.shape[-1] ** -0.5, enable_gqa=True)
         return a.transpose(1, 2)
+    dtype, q, parts = q.dtype, wide(q), tuple((wide(k), wide(v), mask) for k, v, mask in parts)
     q = q.unflatten(2, (parts[0][0].shape[2], -1)) * q.shape[-1] ** -0.5  # [B, T, g, h / g, e]
     scores = [torch.einsum("btgre,bsge->bgrts", q, k) for k, _, _ in parts]
     scores = [s.masked_fill(~mask, torch.finfo(s.dtype).min) for s, (_, _, mask) in zip(scores, parts, strict=True)]
     weights = torch.softmax(torch.cat(scores, -1), -1).split([s.shape[-1] for s in scores], -1)
     pairs = zip(weights, parts, strict=True)
     a = reduce(add, [torch.einsum("bgrts,bsge->btgre", w, v) for w, (_, v, _) in pairs])
-    return a.flatten(2, 3)  # [B, T, h, e]
+    return a.flatten(2, 3).to(dtype)  # [B, T, h, e]
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in at least float32: float16 has no 256**2, bfloat16 no 257, and squares and positions are larger."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _heads(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -177,29 +184,29 @@ def _merge(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 def _rotate(q: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Rotary positions: the pairs (q[i], q[i + e/2]) turned by positions * BASE ** (-2 i / e)."""
-    half = q.shape[-1] // 2
+    half, dtype, q = q.shape[-1] // 2, q.dtype, wide(q)
     frequencies = BASE ** (-torch.arange(half, dtype=q.dtype, device=q.device) / half)
     angles = positions[:, None] * frequencies  # [T, e/2]
     cos, sin = (f(angles)[:, None, :] for f in (torch.cos, torch.sin))
     a, b = q[..., :half], q[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(dtype)
 
 
 def _layer_norm(x: torch.Tensor, params: dict[str, torch.Tensor], eps: float) -> torch.Tensor:
-    centred = x - x.mean(-1, keepdim=True)
+    centred = wide(x) - wide(x).mean(-1, keepdim=True)
     variance = (centred**2).mean(-1, keepdim=True)
-    return centred * torch.rsqrt(variance + eps) * params["scale"] + params["bias"]
+    return (centred * torch.rsqrt(variance + eps)).to(x.dtype) * params["scale"] + params["bias"]
 
 
 def rms_norm(x: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
     """x / sqrt(mean(x**2) + EPS) * scale, over the last axis."""
-    return x * torch.rsqrt((x**2).mean(-1, keepdim=True) + EPS) * params["scale"]
+    return (wide(x) * torch.rsqrt((wide(x) ** 2).mean(-1, keepdim=True) + EPS)).to(x.dtype) * params["scale"]
 
 
 def _batch_norm(x: torch.Tensor, params: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    mean = x.mean((0, 1, 2))
-    variance = ((x - mean) ** 2).mean((0, 1, 2))
-    normed = (x - mean) * torch.rsqrt(variance + EPS) * params["scale"] + params["bias"]
+    mean = wide(x).mean((0, 1, 2))
+    variance = ((wide(x) - mean) ** 2).mean((0, 1, 2))
+    normed = ((wide(x) - mean) * torch.rsqrt(variance + EPS)).to(x.dtype) * params["scale"] + params["bias"]
     return normed, {"mean": mean, "variance": variance}
 
 
