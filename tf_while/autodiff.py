@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from reference import arguments
-from tf_while.edges import compile
+from tf_while.edges import captured_within, compile, reading
 from tf_while.loops import backward_groups, forward
 from tf_while.trees import (
     Arrays,
@@ -67,10 +67,11 @@ def differentiable(
 
 def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll: int, remat: int) -> Arrays:
     """`scan` of flat lists, with its derivative. The layer's vjp computes the layer again: remat False is True."""
-    like_ys, closed_over, state = trace_flat(layer, stacked, init)
+    like_ys, closed_over, captures, state = trace_flat(layer, stacked, init)
     num_layers = depth(stacked)
     k = max(1, min(remat, num_layers) if isinstance(num_layers, int) else remat)
     options = reverse, unroll, k
+    within = captured_within(captures)
 
     @tf.custom_gradient
     def run(*arrays: tf.Tensor) -> tuple[Arrays, Callable[..., Any]]:
@@ -81,13 +82,15 @@ def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll
             if state is not None:
                 raise arguments.runs_twice(state)
             given = [d for d, result in zip(cotangents, results, strict=True) if is_float(result)]
-            grads = _vjp(layer, primals, [capture for capture, _ in closed_over], kept, given, *options)
+            with reading(within):
+                grads = _vjp(layer, primals, [capture for capture, _ in closed_over], kept, given, *options)
             return _gradients(grads, arrays, variables)
 
         return results, vjp
 
     def loops() -> Arrays:
-        return run(*stacked, *init, *(value for _, value in closed_over))
+        # identities: of this graph, also where it is the branch of a tf.cond and they come from far around
+        return run(*map(tf.identity, [*stacked, *init, *(value for _, value in closed_over)]))
 
     def nothing() -> Arrays:
         return [*map(tf.identity, init), *(tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in like_ys)]

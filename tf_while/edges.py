@@ -41,8 +41,29 @@ def fenced() -> Iterator[None]:
         yield
 
 
-# What TensorFlow calls stateful and what may run again all the same: it reads, prints, asserts or runs a function, whose
-# operations are looked at by themselves. What a tf.py_function does in Python is not seen.
+def captured_within(captures: list[Any]) -> list[tuple[Any, Any]]:
+    """(tensor, what stands for it in the graph that is being built) for tensors of elsewhere."""
+    graph = tf.compat.v1.get_default_graph()
+    return [(c, graph.capture(c)) for c in captures if not tf.is_symbolic_tensor(c) or c.graph is not graph]
+
+
+@contextlib.contextmanager
+def reading(within: list[tuple[Any, Any]]) -> Iterator[None]:
+    """Read tensors of graphs far around as the forward pass did, through the branch of a tf.cond in which it was built.
+
+    The gradient of a branch may read the branch and the graph right around itself, and nothing beyond.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    places, capture = {id(c): place for c, place in within}, graph.capture
+    graph.capture = lambda tensor, *args, **kwargs: capture(places.get(id(tensor), tensor), *args, **kwargs)
+    try:
+        yield
+    finally:
+        del graph.capture
+
+
+# What TensorFlow calls stateful and what may run again all the same: it reads, prints, asserts or runs a function,
+# whose operations are looked at by themselves. What a tf.py_function does in Python is not seen.
 RUNS_AGAIN = (
     *("ReadVariableOp", "VarHandleOp", "VariableShape", "ResourceGather", "ResourceGatherNd", "LookupTableFindV2"),
     *("Assert", "Print", "PrintV2", "Placeholder", "PyFunc", "EagerPyFunc"),

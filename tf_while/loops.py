@@ -96,7 +96,7 @@ def unrolled(layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int,
     """The same values as `scan`, with N layers in the graph."""
     flat_layer, arrays, carry, pack_carry, pack_ys = flat(layer, stacked, init)
     if num_layers == 0:
-        like_ys, *_ = trace_flat(flat_layer, arrays, carry)
+        like_ys = trace_flat(flat_layer, arrays, carry).like_ys
         return pack_carry([*map(tf.identity, carry)]), pack_ys([tf.zeros([0, *y.shape], y.dtype) for y in like_ys])
     # Split once: the gradient of `a[i]` would be a stack of zeros around each layer's, N times.
     slices = [[*parts] for parts in zip(*(tf.unstack(a, num_layers) for a in arrays), strict=True)]

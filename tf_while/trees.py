@@ -6,12 +6,11 @@ Source: https://www.tensorflow.org/api_docs/python/tf/nest
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from reference import arguments
-from reference.made_of import made_of
+from reference import arguments, made_of
 from tf_while.edges import as_leaf, stateful
 
 Layer = Callable[..., tuple[Any, Any]]
@@ -47,9 +46,15 @@ def prepare(
     return num_layers
 
 
-def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> tuple[Arrays, list[tuple[Any, Any]], str | None]:
-    """ys as shapes and dtypes, the floating-point arrays that `layer` closes over, (what it captures, value), and the
-    first operation in it that draws or writes something when it runs."""
+class Traced(NamedTuple):
+    like_ys: Arrays  # shapes and dtypes
+    closed_over: list[tuple[Any, Any]]  # arrays of floating point: (what the layer captures, value)
+    captures: Arrays  # all that it captures
+    state: str | None  # the first operation in it that draws or writes something whenever it runs
+
+
+def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> Traced:
+    """`layer` traced once, on arrays without values."""
     slices = [tf.TensorSpec(a.shape[1:], a.dtype) for a in stacked]
     carry = [tf.TensorSpec(a.shape, a.dtype) for a in carry]
     program = tf.function(lambda carry, slices: layer(carry, slices)[1], autograph=False)
@@ -58,7 +63,7 @@ def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> tuple[Arrays
     captures = [(c, variables.get(id(c), c)) for c in traced.graph.external_captures]
     closed_over = [(c, tf.convert_to_tensor(value)) for c, value in captures if is_float(value)]
     like_ys = [tf.TensorSpec(y.shape, y.dtype) for y in traced.structured_outputs]
-    return like_ys, closed_over, next(stateful(traced.graph), None)
+    return Traced(like_ys, closed_over, traced.graph.external_captures, next(stateful(traced.graph), None))
 
 
 def flat(layer: Layer, stacked: tuple[Any, ...], init: Any) -> tuple[FlatLayer, Arrays, Arrays, Any, Any]:
@@ -207,7 +212,7 @@ def as_program(
     any_depth = [i in deep for i, tree in enumerate(trees) for _ in flatten(tree)[0]]
     shapes = [[None, *a.shape[1:]] if any_n else a.shape for a, any_n in zip(arrays, any_depth, strict=True)]
     specs = [tf.TensorSpec(shape, a.dtype) for shape, a in zip(shapes, arrays, strict=True)]
-    key = run, made_of(static), repr(pack(specs))
+    key = run, made_of.made_of(static), repr(pack(specs))
     if key not in _PROGRAMS:
         program = tf.function(lambda *arrays: run(*static, *pack(arrays)), input_signature=specs, autograph=False)
         # traced here and now: where functions are to run eagerly this is a graph still, and has its derivatives
