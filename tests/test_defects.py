@@ -256,3 +256,38 @@ def test_no_whole_stack_for_each_layer_by_while_loop_itself():
         return tf.while_loop(lambda i, _: i < 37, body, (0, x), maximum_iterations=37)[1]
 
     assert whole_stacks_in_the_backward_loop(stack) == 0
+
+
+# TensorFlow 2.21: an array added twice in a loop.
+
+
+def added_twice(stack):
+    """The carry of 3 layers carry + carry + 1, of two ones, by a graph without XLA."""
+    loaded("tf_while")
+    import tensorflow as tf
+
+    return tf.function(stack, autograph=False)(tf.ones([2])).numpy()
+
+
+def test_an_array_added_twice():
+    import tensorflow as tf
+
+    scan_layers = loaded("tf_while").scan_layers
+    found = added_twice(lambda x: scan_layers(lambda c, p: (c + c + p, None), tf.ones([3]), x)[0])
+    np.testing.assert_array_equal(found, [15, 15])
+
+
+def twice_by_while_loop(x):
+    import tensorflow as tf
+
+    return tf.while_loop(lambda i, _: i < 3, lambda i, c: (i + 1, c + c + 1), (0, x))[1]
+
+
+@raw("tensorflow 2.21: the graph optimiser makes an empty float32 array of c + c + 1 in a loop")
+def test_an_array_added_twice_by_while_loop_itself():
+    np.testing.assert_array_equal(added_twice(twice_by_while_loop), [15, 15])
+
+
+def test_what_while_loop_gives_is_empty():
+    """Not an error, and not a little off."""
+    assert added_twice(twice_by_while_loop).shape == (0,)
