@@ -67,6 +67,44 @@ def test_integers_added_twice(form):
     assert found.numpy().tolist() == [0, 3]  # 1, 3, 2, 0 and 2, 0, 1, 3
 
 
+def drawn(seed):
+    """A layer of eight operations drawn at random, of the carry, the layer's parameters and a number."""
+    import tensorflow as tf
+
+    def layer(c, p):
+        draw = np.random.default_rng(seed)
+        pool = [c["a"], c["b"], p, tf.tanh(c["a"]), tf.constant(0.5)]
+        for _ in range(8):
+            a, b = (pool[i] for i in draw.integers(len(pool), size=2))
+            operations = (
+                lambda a, b: a + b,
+                lambda a, b: a + a + b,
+                lambda a, b: a - b,
+                lambda a, b: tf.tanh(a) * b,
+                lambda a, b: tf.where(a > b, a, b),
+                lambda a, b: tf.add_n([a, a]) + b,
+                lambda a, b: tf.reduce_sum(a) * b,
+                lambda a, b: tf.cast(tf.cast(a, tf.int32) + 1, tf.float32) + b,
+            )
+            pool.append(operations[draw.integers(len(operations))](a, b))
+        whole = [a for a in pool if a.shape == (2, 2)]
+        total = tf.add_n([tf.reduce_sum(a) for a in pool[-3:]])
+        return {"a": tf.tanh(whole[-1] + c["a"]), "b": tf.tanh(total + c["b"])}, tf.tanh(pool[-1])
+
+    return layer
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_layers_drawn_at_random(seed):
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    draw, layer = np.random.default_rng(seed).normal, drawn(seed)
+    init = {"a": tf.constant(draw(size=(2, 2)), tf.float32), "b": tf.constant(0.3)}
+    params = tf.constant(draw(size=(3, 2)), tf.float32)
+    assert_near(tf_while.scan_layers(layer, params, init), tf_while.unroll_layers(layer, params, init))
+
+
 # What a layer reads beside its arguments.
 
 
