@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from torch_compile.edges import cached, compile, run_compiled
-from torch_compile.loops import Arrays, Stack, Step, owned, scan, scan_vjp, unrolled, with_floats
+from torch_compile.loops import Arrays, Stack, Step, scan, scan_vjp, unrolled, with_floats
+from torch_compile.primitive import owned
 
 Apply = Callable[..., Any]
 

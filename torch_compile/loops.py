@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch._higher_order_ops.scan import scan as scan_operator
+
+from torch_compile.primitive import Arrays, Step, distinct, owned, scan_operator
 
 Layer = Callable[..., tuple[Any, Any]]
-Arrays = list[torch.Tensor]
-Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
 
 
 class Stack(NamedTuple):
@@ -37,13 +36,13 @@ def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Array
         _, y = stack.step(init, [a.new_empty(a.shape[1:]) for a in stacked])
         return owned(init), [a.new_empty((0, *a.shape)) for a in y], [c.new_empty((0, *c.shape)) for c in init]
     if k == stack.unroll == 1 and not stack.reverse:
-        carry, out = _scan(_keeping(stack.step) if keep else stack.step, init, stacked)
+        carry, out = scan_operator(_keeping(stack.step) if keep else stack.step, init, stacked)
     elif k == 1 and not stack.reverse:
         carry, out = _scan_several(stack, stacked, init, keep)
     else:
         # The steps are counted. `reverse=True` of the operator flips, and so copies, the whole stack; and Inductor
         # reads wrongly from what is left over of a stack, a view that begins in the middle of it.
-        body = _counted(stack, _distinct(stacked))
+        body = _counted(stack, distinct(stacked))
         if k == 1:
             carry, out = _loop(_keeping(body) if keep else body, init, 0, num_layers, stack.unroll, stacked)
         else:
@@ -52,7 +51,7 @@ def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Array
                 new_carry, ys = _loop(body, carry, g[0] * k, k, stack.unroll, stacked)
                 return new_carry, [*ys, *carry]
 
-            carry, out = _scan(group, init, [_count(0, -(-num_layers // k), like=stacked)])
+            carry, out = scan_operator(group, init, [_count(0, -(-num_layers // k), like=stacked)])
             out = [*(y.flatten(0, 1)[:num_layers] for y in out[:num_ys]), *out[num_ys:]]
     return carry, [y.flip(0) for y in out[:num_ys]] if stack.reverse else out[:num_ys], out[num_ys:]
 
@@ -63,10 +62,11 @@ def _scan_several(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tu
     whole, carry, parts = num_layers // unroll * unroll, init, []
     if whole:
         groups = [a[:whole].unflatten(0, (whole // unroll, unroll)) for a in stacked]
-        carry, ys = _scan(_several(step, unroll, lambda slices, j: [a[j] for a in slices]), carry, groups)
+        several = _several(step, unroll, lambda slices, j: [a[j] for a in slices])
+        carry, ys = scan_operator(several, carry, groups, views_of=stacked[0])
         parts.append([y.flatten(0, 1) for y in ys])
     if whole < num_layers:
-        body = _counted(stack, _distinct(stacked))
+        body = _counted(stack, distinct(stacked))
         carry, ys = _loop(_keeping(body) if keep else body, carry, whole, num_layers - whole, 1, stacked)
         parts.append(ys)
     return carry, _joined(parts)
@@ -79,7 +79,7 @@ def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: A
     dcarry, dys = owned(dcarry), [dy.flip(0) for dy in dys] if stack.reverse else owned(dys)
     if num_layers == 0:
         return [torch.zeros_like(a) for a, wanted in zip(stacked, stack.wanted, strict=True) if wanted], dcarry
-    stacked = _distinct(stacked)
+    stacked = distinct(stacked)
     # Only the cotangents depend on each other. Once they are known, the gradients of the parameters are made in the
     # order of the layers: made on the way down they would have to be flipped, and so copied.
     if k == 1:
@@ -102,8 +102,8 @@ def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: A
         return none, _dslices(stack, stacked, g * k, k, carries, cotangents, dys)
 
     order = _count(0, groups, like=stacked)
-    dinit, ends = _scan(group_cotangent, dcarry, [order])
-    _, dslices = _scan(group_dslices, [], [order]) if any(stack.wanted) else ([], [])
+    dinit, ends = scan_operator(group_cotangent, dcarry, [order])
+    _, dslices = scan_operator(group_dslices, [], [order]) if any(stack.wanted) else ([], [])
     left_over = groups * k - num_layers  # steps of the last group without a layer
     flat = [d.flatten(0, 1) for d in dslices]
     return [d[left_over:] if stack.reverse else d[:num_layers] for d in flat], dinit
@@ -121,11 +121,6 @@ def unrolled(step: Step, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[
     for i in reversed(range(num_layers)) if reverse else range(num_layers):
         carry, ys[i] = step(carry, [parts[i] for parts in split])
     return carry, [torch.stack(parts) for parts in zip(*ys, strict=True)]
-
-
-def owned(arrays: Arrays) -> Arrays:
-    """Copies in memory and order of their own: scan refuses outputs that alias inputs and carries of other strides."""
-    return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
 
 
 def _counted(stack: Stack, stacked: Arrays) -> Step:
@@ -190,10 +185,10 @@ def _loop(body: Step, carry: Arrays, first: Any, count: int, unroll: int, like: 
     whole, parts = count // unroll * unroll if unroll > 1 else 0, []
     if whole:
         several = _several(body, unroll, lambda t, j: [t[0] + j])
-        carry, ys = _scan(several, carry, [first + _count(0, whole, unroll, like=like)])
+        carry, ys = scan_operator(several, carry, [first + _count(0, whole, unroll, like=like)])
         parts.append([y.flatten(0, 1) for y in ys])
     if whole < count:
-        carry, ys = _scan(body, carry, [first + _count(whole, count, like=like)])
+        carry, ys = scan_operator(body, carry, [first + _count(whole, count, like=like)])
         parts.append(ys)
     return carry, _joined(parts)
 
@@ -209,18 +204,6 @@ def _several(body: Step, unroll: int, at: Callable[[Arrays, int], Arrays]) -> St
         return carry, [torch.stack(y) for y in zip(*ys, strict=True)]
 
     return several
-
-
-def _scan(body: Step, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
-    """The operator, for a body that may return what it was given, or no carry, or no y: empty arrays stand in."""
-    num_carries = len(carry)
-
-    def owning(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        new_carry, y = body(carry[:num_carries], x)
-        return owned(new_carry or carry), [x[0].new_empty(0), *owned(y)]
-
-    carry, (_, *ys) = scan_operator(owning, owned(carry) or [xs[0].new_empty(0)], xs)
-    return list(carry[:num_carries]), ys
 
 
 def _joined(parts: list[Arrays]) -> Arrays:
@@ -243,17 +226,6 @@ def _at(arrays: Sequence[torch.Tensor], i: torch.Tensor) -> Arrays:
     # as_strided, not [0]: Inductor reads each layer once, into an array of its own. Else the reads go into every kernel
     # that uses them, and which kernels become one depends on the size of the whole stack.
     return [torch.as_strided(row, row.shape[1:], row.stride()[1:]) for row in rows]
-
-
-def _distinct(arrays: Arrays) -> Arrays:
-    """A copy of what is a view of another: the operator refuses a body that closes over both."""
-    distinct: Arrays = []
-    bases: Arrays = []
-    for array in arrays:
-        base = array if array._base is None else array._base
-        distinct.append(array.clone() if any(base is other for other in bases) else array)
-        bases.append(base)
-    return distinct
 
 
 def _keeping(body: Step) -> Step:

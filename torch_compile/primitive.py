@@ -1,0 +1,68 @@
+"""The scan operator made safe: each mend stands here once, with its reason. JAX needs none of them.
+
+    for x in xs:
+        carry, y = body(carry, x)
+
+Trees are flat lists here.
+Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch._guards import TracingContext
+from torch._higher_order_ops.scan import scan
+
+Arrays = list[torch.Tensor]
+Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
+
+
+def scan_operator(
+    body: Step, carry: Arrays, xs: Arrays, views_of: torch.Tensor | None = None
+) -> tuple[Arrays, Arrays]:
+    """The operator, for a body that may return what it was given, or no carry, or no y: empty arrays stand in.
+
+    views_of: what xs are views of. The body reads it, for nothing else than that Inductor knows its sizes: it has no
+    number for `N // 2` steps unless N is that of an array at hand."""
+    num_carries = len(carry)
+
+    def owning(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        new_carry, y = body(carry[:num_carries], x)
+        return owned(new_carry or carry), [(x[0] if views_of is None else views_of).new_empty(0), *owned(y)]
+
+    if torch.compiler.is_compiling():
+        _let_inductor_count()
+    carry, (_, *ys) = scan(owning, owned(carry) or [xs[0].new_empty(0)], xs)
+    return list(carry[:num_carries]), ys
+
+
+@torch.compiler.assume_constant_result  # so it runs while a program is traced, and once
+def _let_inductor_count() -> None:
+    """Let Inductor read a number from an array, in the one program that is being traced.
+
+    It makes a while loop of the scan, and reads its counter. torch allows that under fullgraph=True alone; elsewhere
+    every program with a scan would stop at a DataDependentOutputException. The setting that would allow it for the
+    whole process, torch._dynamo.config.capture_scalar_outputs, also changes where a user's own code breaks graphs."""
+    context = TracingContext.try_get()
+    shapes = context.fake_mode.shape_env if context and context.fake_mode else None
+    if shapes is not None:
+        shapes.settings = dataclasses.replace(shapes.settings, allow_scalar_outputs=True)
+
+
+def owned(arrays: Arrays) -> Arrays:
+    """Copies in memory and order of their own: scan refuses outputs that alias inputs and carries of other strides."""
+    return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
+
+
+def distinct(arrays: Arrays) -> Arrays:
+    """A copy of what is a view of another: the operator refuses a body that closes over both."""
+    apart: Arrays = []
+    bases: Arrays = []
+    for array in arrays:
+        base = array if array._base is None else array._base
+        apart.append(array.clone() if any(base is other for other in bases) else array)
+        bases.append(base)
+    return apart
