@@ -70,9 +70,14 @@ def _structure(tree):
     return repr(tree_map(lambda array: (str(array.dtype), np.shape(array)), tree)).replace(" ", "")
 
 
+def by_numpy(drawn):
+    params, init, xs = drawn.arrays()
+    return run_layers(drawn.layer(language("numpy")), params, init, xs, drawn.reverse)
+
+
 def check(implementation, wrap, drawn):
     inputs = drawn.arrays()
-    right = run_layers(drawn.layer(language("numpy")), *inputs, drawn.reverse)
+    right = by_numpy(drawn)
     layer = drawn.layer(language(implementation.__name__))
     given = from_numpy(implementation, inputs)
     unrolled = implementation.unroll_layers(layer, *given, reverse=drawn.reverse)
@@ -96,7 +101,7 @@ def test_a_random_layer_is_the_same_in_every_form(form, request):
 
 def check_gradients(implementation, drawn):
     inputs = drawn.arrays()
-    right = run_layers(drawn.layer(language("numpy")), *inputs, drawn.reverse)
+    right = by_numpy(drawn)
     rng = np.random.default_rng(drawn.seed)
     cotangents = tree_map(lambda a: rng.integers(-1, 2, np.shape(a)).astype(a.dtype) if is_float(a) else None, right)
     layer = drawn.layer(language(implementation.__name__))
