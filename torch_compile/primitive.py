@@ -20,7 +20,9 @@ Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
 
 
-def scan_operator(body: Step, carry: Arrays, xs: Arrays, views_of: torch.Tensor | None = None) -> tuple[Arrays, Arrays]:
+def scan_operator(
+    body: Step, carry: Arrays, xs: Arrays, views_of: torch.Tensor | None = None
+) -> tuple[Arrays, Arrays]:
     """The operator, for a body that may return what it was given, or no carry, or no y: empty arrays stand in.
 
     views_of: what xs are views of. The body reads it, for nothing else than that Inductor knows its sizes: it has no
