@@ -37,6 +37,14 @@ def closed_over() -> TypeError:
     )
 
 
+def runs_twice(operation: str) -> TypeError:
+    """The error for a layer that the backward pass runs again, and that draws or writes something when it runs."""
+    return TypeError(
+        "layer: expected no random numbers and no state where the backward pass runs it again, got "
+        f"{operation}; pass keys as xs (layer_keys), return statistics as ys"
+    )
+
+
 def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
     """Shape and dtype of the argument `name`.
 
