@@ -8,12 +8,17 @@ Source: https://docs.jax.dev/en/latest/gradient-checkpointing.html
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax import numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jax_scan.edges import hoist
 
 Layer = Callable[..., tuple[Any, Any]]
 
@@ -22,23 +27,74 @@ def scan(
     layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int, reverse: bool, unroll: int, remat: bool | int
 ) -> tuple[Any, Any]:
     """Scan `layer(carry, *slices)` over axis 0 of every array in `stacked`: (carry, ys)."""
+    if num_layers == 0:  # under jax.disable_jit lax.scan does not know what ys would be
+        return unrolled(layer, stacked, jax.tree.map(jnp.copy, init), num_layers, reverse)
     if remat is not False:
-        layer = jax.checkpoint(layer, prevent_cse=False)  # the loop itself prevents CSE
-    if remat > 1 and num_layers > 0:
+        # A function of its own: jax.checkpoint finds again what it has traced for a function, whatever that reads now.
+        layer = jax.checkpoint(functools.partial(layer), prevent_cse=False)  # the loop itself prevents CSE
+    if remat > 1:
         return _scan_groups(layer, stacked, init, num_layers, reverse, unroll, min(remat, num_layers))
-    if unroll == 1 or num_layers == 0:
-        return lax.scan(lambda carry, slices: layer(carry, *slices), init, stacked, reverse=reverse)
+    if num_layers % unroll == 0 or unroll > num_layers:
+        return lax.scan(lambda carry, slices: layer(carry, *slices), init, stacked, reverse=reverse, unroll=unroll)
 
     def step(carry: Any, i: jax.Array) -> tuple[Any, Any]:
-        return layer(carry, *jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), stacked))
+        return layer(carry, *_read(stacked, i)) if remat else _reading_again(layer, carry, stacked, i)
 
-    # What is read from the stack is read again by the backward pass. Kept, it would be a second copy of the weights.
-    policy = None if remat else lambda p, *_, **__: p not in _READS
-    step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)
     return lax.scan(step, init, jnp.arange(num_layers), reverse=reverse, unroll=unroll)
 
 
-_READS = (lax.dynamic_slice_p, lax.squeeze_p)
+def _read(stacked: Any, i: jax.Array) -> Any:
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), stacked)
+
+
+def _reading_again(layer: Layer, carry: Any, stacked: tuple[Any, ...], i: jax.Array) -> tuple[Any, Any]:
+    """`layer(carry, *_read(stacked, i))`, whose derivative reads the slices again: kept, they would be another stack.
+
+    All else that the derivative needs is kept, or not, as the layer itself has it. (jax.checkpoint around the step,
+    with a policy that keeps all but the slices, would do that too, but put its policy in the place of the layer's own,
+    and refuse complex numbers.)"""
+    slices = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
+    run, closed_over = hoist(layer, carry, *slices)
+
+    @jax.custom_jvp
+    def step(closed_over: Any, carry: Any, stacked: Any, i: jax.Array) -> Any:
+        return run(closed_over, carry, *_read(stacked, i))
+
+    def jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+        closed_over, carry, stacked, i = primals
+        slices = _read(stacked, i)
+        output, linear = jax.linearize(
+            lambda *primals: run(primals[0], primals[1], *primals[2]), closed_over, carry, slices
+        )
+        residuals, structure = jax.tree.flatten(linear)
+        place = {id(a): at for at, a in enumerate(jax.tree.leaves(slices))}
+        read = [place.get(id(residual)) for residual in residuals]
+
+        def apply(kept: list[Any], stacked: Any, i: jax.Array, *tangents: Any) -> Any:
+            again, rest = jax.tree.leaves(_read(stacked, i)), iter(kept)
+            residuals = [next(rest) if at is None else again[at] for at in read]
+            return jax.tree.unflatten(structure, residuals)(*tangents)
+
+        kept = [residual for residual, at in zip(residuals, read, strict=True) if at is None]
+        given = _tangents(closed_over, tangents[0]), _tangents(carry, tangents[1]), _tangents(slices, tangents[2], i)
+        return output, jax.checkpoint(apply, prevent_cse=False)(kept, stacked, i, *given)
+
+    step.defjvp(jvp, symbolic_zeros=True)
+    return step(closed_over, carry, stacked, i)
+
+
+def _tangents(primals: Any, tangents: Any, i: Any = None) -> Any:
+    """Tangents of primals, or, with i, of those of a stack: zeros where JAX knows that they are."""
+
+    def tangent(primal: jax.Array, tangent: Any) -> Any:
+        if not isinstance(tangent, SymbolicZero):
+            return tangent if i is None else _read(tangent, i)
+        is_float = jnp.issubdtype(primal.dtype, jnp.inexact)
+        return jnp.zeros_like(primal) if is_float else np.zeros(primal.shape, jax.dtypes.float0)
+
+    return jax.tree.map(tangent, primals, tangents)
 
 
 def _scan_groups(
@@ -66,7 +122,7 @@ def _scan_groups(
     carry, ys = lax.scan(jax.checkpoint(group, prevent_cse=False), init, groups, reverse=reverse)
 
     def in_one(y: jax.Array) -> jax.Array:  # [groups, k, ...] -> [N, ...]
-        flat = y.reshape(-1, *y.shape[2:])
+        flat = y.reshape(len(groups) * k, *y.shape[2:])
         return jnp.concatenate([flat[: num_layers - rest], flat[len(flat) - rest :]]) if rest else flat
 
     return carry, jax.tree.map(in_one, ys)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from jax_scan import loops
-from jax_scan.edges import as_leaf
+from jax_scan.edges import as_leaf, kept
 from jax_scan.layers import dense
 from jax_scan.loops import Layer
 from jax_scan.trees import prepare
@@ -58,6 +58,7 @@ def _scan(weights: jax.Array, x: jax.Array) -> jax.Array:
     return y
 
 
+@kept
 def scan_layers(
     layer: Layer,
     stacked_params: Any,

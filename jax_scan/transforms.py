@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 
-from jax_scan.edges import as_leaf
+from jax_scan.edges import as_leaf, kept
 from jax_scan.loops import Layer
 from jax_scan.stack import scan_layers
 from jax_scan.trees import nones, tangents_like
 from reference import arguments
 
 
+@kept
 def vjp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, cotangents: tuple[Any, Any], **options: Any
 ) -> tuple[Any, Any]:
@@ -29,6 +30,7 @@ def vjp_layers(
     return outputs, nones(pullback(tangents_like("cotangents", cotangents, outputs, OUTPUTS)))
 
 
+@kept
 def jvp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, tangents: tuple[Any, Any, Any], **options: Any
 ) -> tuple[Any, Any]:
@@ -39,6 +41,7 @@ def jvp_layers(
     return outputs, nones(out_tangents)
 
 
+@kept
 def vmap_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, in_axes: Any = (None, 0, None), **options: Any
 ) -> tuple[Any, Any]:
@@ -49,6 +52,7 @@ def vmap_layers(
     return jax.vmap(run, in_axes)(stacked_params, init, xs)
 
 
+@kept
 def hvp_layers(
     layer: Layer,
     loss: Callable[[Any, Any], jax.Array],
@@ -68,6 +72,7 @@ def hvp_layers(
     return jax.tree.map(nones, jax.jvp(gradient, primals, tangents_like("tangents", tangents, primals, INPUTS)))
 
 
+@kept
 def vmap_vjp_layers(
     layer: Layer,
     stacked_params: Any,
