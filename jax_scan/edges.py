@@ -126,9 +126,11 @@ def _new_program(name: str) -> Callable[..., Any]:
         call: _Call = _call.now
         call.is_traced = True
         run, closed_over = hoist(lambda trees: call.function(**trees, **_spread(call.rest)), trees)
-        # An array that the layer closes over is an argument, not written out into the program.
+        # An array that the layer closes over is an argument: written out into the program it would be kept, and twice.
+        # NumPy's are copied: as long as JAX holds what it made of one, it takes that for it, whatever is in it now.
         arguments = {id(array): argument for array, argument in zip(call.beside, beside, strict=True)}
-        return run([arguments.get(id(array), array) for array in closed_over], trees)
+        copied = [array.copy() if isinstance(array, np.ndarray) else array for array in closed_over]
+        return run([arguments.get(id(array), copy) for array, copy in zip(closed_over, copied, strict=True)], trees)
 
     program.__name__ = name  # as which a profile shows it
     return jax.jit(program)
@@ -136,7 +138,8 @@ def _new_program(name: str) -> Callable[..., Any]:
 
 def hoist(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list[Any]]:
     """`run(closed_over, *args)`, which is `function(*args)`, and the arrays and tracers that `function` closes over."""
-    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    # A function of its own: JAX finds again what it has traced for a function, whatever that reads now.
+    jaxpr, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
 
     def run(closed_over: list[Any], *args: Any) -> Any:
         found = jax.core.eval_jaxpr(jaxpr.jaxpr, closed_over, *jax.tree.leaves(args))
