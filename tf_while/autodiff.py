@@ -16,11 +16,13 @@ import tensorflow as tf
 
 from reference import arguments
 from tf_while.edges import captured_within, compile, reading
-from tf_while.loops import backward_groups, forward
+from tf_while.loops import Plan, scan, scan_vjp
+from tf_while.residuals import Rule, keeping
 from tf_while.trees import (
     Arrays,
     FlatLayer,
     Layer,
+    Traced,
     apart,
     depth,
     filled,
@@ -66,52 +68,46 @@ def differentiable(
 
 
 def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll: int, remat: int) -> Arrays:
-    """`scan` of flat lists, with its derivative. The layer's vjp computes the layer again: remat False is True."""
-    like_ys, closed_over, captures, state = trace_flat(layer, stacked, init)
+    """[*carry, *ys] of flat lists, with its derivative."""
+    traced = trace_flat(layer, stacked, init)
     num_layers = depth(stacked)
+    kept = None if remat else keeping(traced, len(stacked), len(init))
+    rule = kept or recomputing(layer, len(stacked), init, [capture for capture, _ in traced.closed_over])
     k = max(1, min(remat, num_layers) if isinstance(num_layers, int) else remat)
-    options = reverse, unroll, k
-    within = captured_within(captures)
+    plan = Plan(layer, rule, traced.like_ys, reverse, unroll, k)
+    within = captured_within(traced.captures)
 
     @tf.custom_gradient
     def run(*arrays: tf.Tensor) -> tuple[Arrays, Callable[..., Any]]:
         primals = split(arrays, len(stacked), len(init))  # and what is closed over
-        results, kept = forward(layer, primals[0], primals[1], like_ys, *options)
+        carry, ys, residuals = scan(plan, primals[0], primals[1])
+        results = [*carry, *ys]
 
         def vjp(*cotangents: tf.Tensor, variables: Any = None) -> Any:
-            if state is not None:
-                raise arguments.runs_twice(state)
+            if kept is None and traced.state is not None:
+                raise arguments.runs_twice(traced.state)
             given = [d for d, result in zip(cotangents, results, strict=True) if is_float(result)]
             with reading(within):
-                grads = _vjp(layer, primals, [capture for capture, _ in closed_over], kept, given, *options)
+                grads = _vjp(plan, primals, traced, residuals, given)
             return _gradients(grads, arrays, variables)
 
         return results, vjp
 
     def loops() -> Arrays:
         # identities: of this graph, also where it is the branch of a tf.cond and they come from far around
-        return run(*map(tf.identity, [*stacked, *init, *(value for _, value in closed_over)]))
+        return run(*map(tf.identity, [*stacked, *init, *(value for _, value in traced.closed_over)]))
 
     def nothing() -> Arrays:
-        return [*map(tf.identity, init), *(tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in like_ys)]
+        return [*map(tf.identity, init), *(tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in traced.like_ys)]
 
-    known = all(a.shape.is_fully_defined() for a in (*init, *like_ys))
+    known = all(a.shape.is_fully_defined() for a in (*init, *traced.like_ys))
     return nothing() if not known and isinstance(num_layers, int) and num_layers == 0 else loops()
 
 
-def _vjp(
-    layer: FlatLayer,
-    primals: Sequence[Arrays],
-    captures: Arrays,
-    kept: Arrays,
-    cotangents: Arrays,
-    reverse: bool,
-    unroll: int,
-    k: int,
-) -> Arrays:
+def _vjp(plan: Plan, primals: Sequence[Arrays], traced: Traced, residuals: Arrays, cotangents: Arrays) -> Arrays:
     """Gradients of the floating-point arrays in primals = (stacked, init, closed_over)."""
     stacked, init, closed = primals
-    step = _vjp_layer(layer, len(stacked), len(init), captures)
+    captures = [capture for capture, _ in traced.closed_over]
 
     def start(cotangents: Sequence[Any], closed: Arrays) -> tuple[Arrays, Arrays]:
         dcarry, dys = split(cotangents, len(floats(init)))
@@ -121,24 +117,23 @@ def _vjp(
     def pull(*arrays: tf.Tensor) -> tuple[Arrays, Callable[..., Any]]:
         stacked, init, closed, cotangents = split(arrays, *map(len, primals))
         state, dys = start(cotangents, closed)
-        if k == 1:
-            like = [tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)]
-            results, _ = forward(step, [*stacked, *kept, *dys], state, like, not reverse, unroll, 0)
-        else:
-            results = backward_groups(layer, step, stacked, kept, dys, state, reverse, unroll, k)
+        dstacked, dstate = scan_vjp(plan, stacked, residuals, state, dys)
 
         def vjp(*tangents: tf.Tensor, variables: Any = None) -> Any:
             # the same derivative once more, as two scans that have derivatives themselves
+            if traced.state is not None:
+                raise arguments.runs_twice(traced.state)
+            layer, reverse, unroll = plan.step, plan.reverse, plan.unroll
             carries = _scan(lambda c, s: (layer(c, s)[0], c), stacked, init, reverse, unroll, 1)
             again = [*stacked, *carries[len(init) :], *dys]
-            again = _scan(step, again, state, not reverse, unroll, 1)
+            again = _scan(vjp_layer(layer, len(stacked), len(init), captures), again, state, not reverse, unroll, 1)
             closed = _captured(captures)
             wrt = [*floats(stacked), *floats(init), *closed, *cotangents]
             # stop: one of them may have been computed from another, and what it gets that way is not counted here
             grads = tf.gradients(again, wrt, tangents, stop_gradients=[*arrays, *closed])
             return _gradients(filled(grads, floats(arrays)), arrays, variables)
 
-        return results, vjp
+        return [*dstate, *dstacked], vjp
 
     # identities: apart from what the cotangents come from
     results = pull(*map(tf.identity, [*stacked, *init, *closed, *cotangents]))
@@ -146,7 +141,20 @@ def _vjp(
     return [*dstacked, *dinit_and_closed]
 
 
-def _vjp_layer(layer: FlatLayer, num_stacked: int, num_carry: int, captures: Arrays) -> FlatLayer:
+def recomputing(layer: FlatLayer, num_stacked: int, init: Arrays, captures: Arrays) -> Rule:
+    """The rule that keeps the carry, and computes the layer again on the way back."""
+    step = vjp_layer(layer, num_stacked, len(init), captures)
+
+    def forward(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        return (*layer(carry, slices), carry)
+
+    def backward(state: Arrays, slices: Arrays, carry: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
+        return step(state, [*slices, *carry, *dys])
+
+    return Rule(forward, backward, init)
+
+
+def vjp_layer(layer: FlatLayer, num_stacked: int, num_carry: int, captures: Arrays) -> FlatLayer:
     """The layer's vjp as a layer, of carry [*dcarry, *dclosed_over] and slices of [*stacked, *carries, *dys]."""
 
     def step(state: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
+from tensorflow.python.ops import control_flow_util
 
 from reference import arguments
 
@@ -39,6 +40,11 @@ def fenced() -> Iterator[None]:
     # a device function, because it is the one thing that graphs within this one inherit
     with tf.compat.v1.device(mark):
         yield
+
+
+def compiled_by_xla() -> bool:
+    """Whether the graph that is being built is part of a `tf.function(jit_compile=True)`."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def captured_within(captures: list[Any]) -> list[tuple[Any, Any]]:

@@ -7,89 +7,95 @@ Source: https://www.tensorflow.org/api_docs/python/tf/while_loop
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_while.edges import fenced
+from tf_while.residuals import Rule
 from tf_while.trees import Arrays, FlatLayer, Layer, Size, depth, flat, floats, trace_flat
 
 
-def forward(
-    layer: FlatLayer,
-    stacked: Arrays,
-    init: Arrays,
-    like_ys: Arrays,
-    reverse: bool,
-    unroll: int,
-    k: int,
-) -> tuple[Arrays, Arrays]:
-    """([*carry, *ys], kept): kept has the carry before every k layers, at k = 1 in the order of the layers."""
-    num_layers = depth(stacked)
+class Plan(NamedTuple):
+    """How a stack is run."""
+
+    step: FlatLayer
+    rule: Rule  # the step, and its way back
+    like_ys: Arrays  # shapes and dtypes
+    reverse: bool
+    unroll: int
+    remat: int  # what the rule keeps is kept for every layer, or the carry before every so many
+
+
+def scan(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept): what `scan_vjp` starts from; of every layer in the order of layers."""
+    num_layers, k = depth(stacked), plan.remat
 
     def step(p: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        i = num_layers - 1 - p if reverse else p
-        new_carry, y = layer(carry, [a[i] for a in stacked])
-        kept = _write(kept, i, carry) if k == 1 else kept
+        i = num_layers - 1 - p if plan.reverse else p
+        slices = [a[i] for a in stacked]
+        if k == 1:
+            new_carry, y, keep = plan.rule.forward(carry, slices)
+            kept = _write(kept, i, keep)
+        else:
+            new_carry, y = plan.step(carry, slices)
         return [_like(new, old) for new, old in zip(new_carry, carry, strict=True)], _write(ys, i, y), kept
 
     def group(g: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         kept = _write(kept, g, carry)
-        return _loop(step, g * k, tf.minimum(g * k + k, num_layers), k, unroll, (carry, ys, kept))
+        return _loop(step, g * k, tf.minimum(g * k + k, num_layers), k, plan.unroll, (carry, ys, kept))
 
-    groups = -(-num_layers // k) if k else 0
-    state = init, _lists(like_ys, num_layers), _lists(init if k else [], groups)
-    if k > 1:
-        carry, ys, kept = _loop(group, 0, groups, groups, 1, state)
-    else:
-        carry, ys, kept = _loop(step, 0, num_layers, num_layers, unroll, state)
-    return [*carry, *_stack(ys, num_layers)], _stack(kept, groups)
-
-
-def backward_groups(
-    layer: FlatLayer,
-    vjp_layer: FlatLayer,
-    stacked: Arrays,
-    kept: Arrays,
-    dys: Arrays,
-    state: Arrays,
-    reverse: bool,
-    unroll: int,
-    k: int,
-) -> Arrays:
-    """[*state, *dstacked]: the scan of `vjp_layer`, with the carries of one group at a time recomputed."""
-    num_layers = depth(stacked)
     groups = -(-num_layers // k)
+    lists = _lists(plan.like_ys, num_layers), _lists(plan.rule.like_kept, groups)
+    if k == 1:
+        carry, ys, kept = _loop(step, 0, num_layers, num_layers, plan.unroll, (init, *lists))
+    else:
+        carry, ys, kept = _loop(group, 0, groups, groups, 1, (init, *lists))
+    return carry, _stack(ys, num_layers), _stack(kept, groups)
+
+
+def scan_vjp(plan: Plan, stacked: Arrays, kept: Arrays, state: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
+    """(dstacked, state): the rule backwards over all layers. state: cotangents of the carry, and what adds up."""
+    num_layers, k = depth(stacked), plan.remat
 
     def layer_at(p: Size) -> Size:
-        return num_layers - 1 - p if reverse else p
+        return num_layers - 1 - p if plan.reverse else p
+
+    def layers(start: Size, stop: Size, limit: Size, state: Arrays, dstacked: Arrays, kept_at: Any) -> Any:
+        def step(q: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
+            p = stop - 1 - q
+            i = layer_at(p)
+            slices, dy = [a[i] for a in stacked], [a[i] for a in dys]
+            new_state, dslices = plan.rule.backward(state, slices, kept_at(p), dy)
+            state = [_like(new, old) for new, old in zip(new_state, state, strict=True)]
+            return state, _write(dstacked, i, dslices)
+
+        return _loop(step, 0, stop - start, limit, plan.unroll, (state, dstacked))
 
     def group(h: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
         g = groups - 1 - h
         start, stop = g * k, tf.minimum(g * k + k, num_layers)
 
         def again(p: Size, carry: Arrays, carries: Arrays) -> tuple[Arrays, Arrays]:
-            new_carry, _ = layer(carry, [a[layer_at(p)] for a in stacked])
+            new_carry, _ = plan.step(carry, [a[layer_at(p)] for a in stacked])
             carry = [_like(new, old) for new, old in zip(new_carry, carry, strict=True)]
             return carry, _write(carries, p + 1 - start, carry)
 
         first = [a[g] for a in kept]
         carries = _write(_lists(first, k), 0, first)
-        _, carries = _loop(again, start, stop - 1, k - 1, unroll, (first, carries))
+        _, carries = _loop(again, start, stop - 1, k - 1, plan.unroll, (first, carries))
         carries = _stack(carries, k)
+        return layers(start, stop, k, state, dstacked, lambda p: [a[p - start] for a in carries])
 
-        def step(q: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
-            p = stop - 1 - q
-            i = layer_at(p)
-            slices = [*(a[i] for a in stacked), *(a[p - start] for a in carries), *(a[i] for a in dys)]
-            state, dslices = vjp_layer(state, slices)
-            return state, _write(dstacked, i, dslices)
-
-        return _loop(step, 0, stop - start, k, unroll, (state, dstacked))
-
-    like = [tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)]
-    state, dstacked = _loop(group, 0, groups, groups, 1, (state, _lists(like, num_layers)))
-    return [*state, *_stack(dstacked, num_layers)]
+    dstacked = _lists([tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)], num_layers)
+    if k == 1:
+        state, dstacked = layers(
+            0, num_layers, num_layers, state, dstacked, lambda p: [_at(a, layer_at(p)) for a in kept]
+        )
+    else:
+        groups = -(-num_layers // k)
+        state, dstacked = _loop(group, 0, groups, groups, 1, (state, dstacked))
+    return _stack(dstacked, num_layers), state
 
 
 def unrolled(layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int, reverse: bool) -> tuple[Any, Any]:
@@ -141,13 +147,22 @@ def _write(lists: list[tf.TensorArray], i: Size, arrays: Arrays) -> list[tf.Tens
 
 
 def _stack(lists: list[tf.TensorArray], size: Size) -> Arrays:
-    stacked = [
-        written.stack() if written.element_shape.is_fully_defined() else _stack_of_any_width(written, size)
-        for written in lists
-    ]
-    for a in stacked:
-        a.set_shape([size if isinstance(size, int) else None, *a.shape[1:]])
+    return [_stack_one(written, size) for written in lists]
+
+
+def _stack_one(written: tf.TensorArray, size: Size) -> tf.Tensor:
+    if written.dtype == tf.variant:  # what a loop or a branch within the layer keeps: a list of lists stays one
+        return written.flow
+    known = written.element_shape.is_fully_defined()
+    stacked = written.stack() if known else _stack_of_any_width(written, size)
+    stacked.set_shape([size if isinstance(size, int) else None, *stacked.shape[1:]])
     return stacked
+
+
+def _at(a: tf.Tensor, i: Size) -> tf.Tensor:
+    if a.dtype != tf.variant:
+        return a[i]
+    return tf.raw_ops.TensorListGetItem(input_handle=a, index=i, element_shape=[], element_dtype=tf.variant)
 
 
 def _stack_of_any_width(written: tf.TensorArray, size: Size) -> tf.Tensor:

@@ -1,0 +1,200 @@
+"""What the derivative of a layer keeps of it: the layer traced once, its gradient traced once, and their border.
+
+    forwards:   new_carry, ys, kept = layer(carry, slices)
+    backwards:  dcarry, dslices = gradient(kept, slices, dcarry, dys)
+
+What the gradient's graph captures of the layer's graph is kept by the loop forwards, so that no layer runs twice. What
+is at hand anyway is read again instead: slices of the stack and what the layer closes over, also behind a cast or
+another view, and what depends on neither carry nor slices, as a causal mask does.
+Source: https://www.tensorflow.org/api_docs/python/tf/graph_util/import_graph_def
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_while.edges import compiled_by_xla, fenced
+from tf_while.trees import Arrays, Traced, floats, split
+
+
+class Rule(NamedTuple):
+    """A layer's way there and back, each for the body of a loop."""
+
+    forward: Callable[[Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]  # (carry, slices) -> (new_carry, ys, kept)
+    backward: Callable[..., tuple[Arrays, Arrays]]  # (state, slices, kept, dys) -> (state, dslices)
+    like_kept: Arrays  # shapes and dtypes
+
+
+# Operations that cost nothing, and those that cost little where their array is at hand.
+RESHAPES = ("Identity", "Reshape", "ExpandDims", "Squeeze", "StopGradient", "PreventGradient")
+VIEWS = (*RESHAPES, "Cast", "Transpose", "StridedSlice", "Shape", "ShapeN", "Size", "Rank")
+CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile")
+
+
+def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
+    """The rule that keeps what the gradient of a layer reads; None where there is none, or a loop cannot keep it."""
+    layer = traced.graph
+    carry, slices, _ = split(layer.inputs, num_carry, num_slices)
+    new_carry, ys = split(tf.nest.flatten(layer.structured_outputs), num_carry)
+    places = {id(outer): inner for outer, inner in layer.captures}
+    closed = [places[id(capture)] for capture, _ in traced.closed_over]
+    outputs, wrt = floats([*new_carry, *ys]), [*floats(carry), *closed, *floats(slices)]
+
+    def pull(*cotangents: tf.Tensor) -> list[Any]:
+        grads = tf.gradients(outputs, wrt, [*cotangents])
+        return [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
+
+    try:
+        with layer.as_default(), fenced():
+            seeds = [tf.TensorSpec(a.shape, a.dtype) for a in outputs]
+            gradient = tf.function(pull, autograph=False).get_concrete_function(*seeds).graph
+    except Exception:  # the layer has no gradient: who asks for it hears why, and nobody else
+        return None
+    grads = gradient.structured_outputs
+
+    # Four parts of two graphs: the layer; its gradient; between them what is read again; and what is kept.
+    pulled = _part(gradient, [g for g in grads if g is not None], gradient.inputs)
+    captured = [(outer, inner) for outer, inner in gradient.captures if inner.name in pulled.reads]
+    crossing = [outer for outer, _ in captured if outer.graph is layer]
+    reads = _reads(traced, places)
+    kept = _kept(layer, [*carry, *slices], crossing, reads)
+    again = _part(layer, crossing, [*layer.inputs, *kept, *(read for read, _ in reads)], controls=False)
+    kept += [a for a in carry if a.name in again.reads]
+    if any(a.dtype == tf.resource or (a.dtype == tf.variant and compiled_by_xla()) for a in kept):
+        return None  # the lists of a loop within the layer: XLA has no list of lists
+    if traced.state is None and any(a.op.type in CALLS for a in kept):
+        return None  # a function hands over whatever its gradient reads, parameters and sizes too
+    whole = _part(layer, [*new_carry, *ys, *kept], layer.inputs, layer.control_outputs)
+    outer = [(inner, value) for value, inner in layer.captures], [*reads]
+    copies = itertools.count()
+
+    def forward(carry_: Arrays, slices_: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        values = _values(whole, zip([*carry, *slices], [*carry_, *slices_], strict=True), outer[0])
+        new_carry_, ys_, kept_ = split(_inlined(_drawing_apart(whole, next(copies)), values), num_carry, len(ys))
+        return new_carry_, ys_, kept_
+
+    def backward(state: Arrays, slices_: Arrays, kept_: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
+        dcarry, dclosed = split(state, len(floats(carry)))
+        here = zip([*slices, *kept], [*slices_, *kept_], strict=True)
+        crossed = zip([id(a) for a in crossing], _inlined(again, _values(again, here, *outer)), strict=True)
+        known = dict(crossed)
+        there = [(inner, known[id(value)]) for value, inner in captured if id(value) in known]
+        beyond = [(inner, value) for value, inner in captured if id(value) not in known]
+        values = _values(pulled, [*zip(gradient.inputs, [*dcarry, *dys], strict=False), *there], beyond)
+        found = iter(_inlined(pulled, values))
+        full = [None if grad is None else next(found) for grad in grads]
+        dcarry_, more, dslices = split(full, len(dcarry), len(dclosed))
+        dcarry = [tf.zeros_like(old) if new is None else new for new, old in zip(dcarry_, dcarry, strict=True)]
+        dclosed = [old if new is None else old + new for new, old in zip(more, dclosed, strict=True)]
+        like = floats(slices_)
+        return [*dcarry, *dclosed], [tf.zeros_like(a) if d is None else d for d, a in zip(dslices, like, strict=True)]
+
+    return Rule(forward, backward, [tf.TensorSpec(a.shape, a.dtype) for a in kept])
+
+
+class Part(NamedTuple):
+    """Some operations of a graph, to be built anew in others."""
+
+    operations: tf.compat.v1.GraphDef
+    fetches: Arrays
+    reads: set[str]  # the names of the arrays at which it begins
+
+
+def _part(graph: tf.Graph, fetches: Arrays, begin: Arrays, roots: Iterable[Any] = (), controls: bool = True) -> Part:
+    """What computes `fetches` from `begin`, and `roots`, operations that are to run in any case."""
+    begins, reads, names = {a.name for a in begin}, {a.name for a in fetches}, set()
+    todo = [*roots, *(a.op for a in fetches if a.name not in begins)]
+    while todo:
+        operation = todo.pop()
+        if operation.name not in names:
+            names.add(operation.name)
+            reads |= {a.name for a in operation.inputs}
+            todo += [a.op for a in operation.inputs if a.name not in begins]
+            todo += [op for op in operation.control_inputs if controls and op.type != "Placeholder"]
+    whole = graph.as_graph_def()
+    nodes = [node for node in whole.node if node.name in names]
+    for node in nodes:
+        node.input[:] = [name for name in node.input if name[0] != "^" or name[1:] in names]
+        node.attr.pop("_class", None)  # a wish to share the device of an operation that may not come along
+    calls = any(attr.HasField("func") or attr.list.func for node in nodes for attr in node.attr.values())
+    library = whole.library if calls else None
+    return Part(tf.compat.v1.GraphDef(node=nodes, versions=whole.versions, library=library), fetches, reads & begins)
+
+
+def _values(part: Part, here: Iterable[tuple[Any, Any]], *outer: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """What stands for the arrays at which `part` begins in the graph that is being built."""
+    graph = tf.compat.v1.get_default_graph()
+    values = {a.name: value for a, value in here if a.name in part.reads}
+    far = [(a, value) for pairs in outer for a, value in pairs if a.name in part.reads]
+    return values | {a.name: graph.capture(value) for a, value in far}
+
+
+def _inlined(part: Part, values: dict[str, Any]) -> Arrays:
+    """The fetches of `part`, computed in the graph that is being built."""
+    used = {name if ":" in name else f"{name}:0" for node in part.operations.node for name in node.input}
+    inputs = {name: value for name, value in values.items() if name in used}
+    names = [a.name for a in part.fetches if a.name not in values]
+    found = iter(
+        tf.graph_util.import_graph_def(part.operations, inputs, names, name="layer") if part.operations.node else ()
+    )
+    results = [values[a.name] if a.name in values else next(found) for a in part.fetches]
+    for result, a in zip(results, part.fetches, strict=True):
+        result.set_shape(a.shape)
+    return results
+
+
+def _drawing_apart(part: Part, copy: int) -> Part:
+    """`part` with seeds of its own, where there are seeds: the layers of a body are not to draw the same numbers."""
+    operations = tf.compat.v1.GraphDef()
+    operations.CopyFrom(part.operations)
+    for node in operations.node:
+        if "seed2" in node.attr and (node.attr["seed"].i or node.attr["seed2"].i):
+            node.attr["seed2"].i += copy << 20
+    return part._replace(operations=operations)
+
+
+def _reads(traced: Traced, places: dict[int, Any]) -> list[tuple[Any, Any]]:
+    """(read, value) of variables that the layer closes over and does not write: the value is known from outside."""
+    reads = []
+    for capture, value in traced.closed_over:
+        place = places[id(capture)]
+        if place.dtype == tf.resource and (traced.state is None or _only_read(place)):
+            reads += [(op.outputs[0], value) for op in place.consumers() if op.type == "ReadVariableOp"]
+    return reads
+
+
+def _only_read(handle: Any) -> bool:
+    return all(op.type in ("ReadVariableOp", "ResourceGather", "VariableShape") for op in handle.consumers())
+
+
+def _kept(layer: tf.Graph, moving_inputs: Arrays, crossing: Arrays, reads: list[tuple[Any, Any]]) -> Arrays:
+    """What has to be kept so that the arrays in `crossing` can be had again, without the carry itself."""
+    begin, known = {a.op.name for a in moving_inputs}, {a.op.name for a, _ in reads}
+    moving, at_hand = set(begin), set(known)
+    for op in layer.get_operations():
+        inputs = [a.op.name for a in op.inputs]
+        if op.name in known:
+            continue
+        if op.type == "Placeholder":
+            at_hand.add(op.name)
+        elif op.op_def.is_stateful or op.type in BRANCHES:
+            moving.add(op.name)
+        elif not moving.intersection(inputs):
+            at_hand.add(op.name)
+        else:
+            moving.add(op.name)
+            if op.type in VIEWS and at_hand.issuperset(inputs):
+                at_hand.add(op.name)
+
+    kept = {}
+    for a in crossing:
+        if a.op.name not in at_hand:
+            while a.op.type in RESHAPES and at_hand.issuperset(x.op.name for x in a.op.inputs[1:]):
+                a = a.op.inputs[0]
+            kept[a.name] = a
+    return [*kept.values()]
