@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from torch_compile.edges import cached, compile, run_compiled
+from torch_compile.edges import compile
 from torch_compile.loops import Arrays, Stack, Step, scan, scan_vjp, unrolled, with_floats
 from torch_compile.primitive import owned
+from torch_compile.programs import run_compiled
 
 Apply = Callable[..., Any]
 
@@ -68,7 +69,7 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(stack, counts, keep, *arrays):
         stacked, init, _ = _parts(arrays, counts)
-        outputs = run_compiled(scan, (stack,), stacked, init, (keep,))
+        outputs = run_compiled(scan, stack, stacked, init, keep)
         return tuple(array for arrays in outputs for array in arrays)
 
     @staticmethod
@@ -116,7 +117,7 @@ class _StackVjp(torch.autograd.Function):
     @staticmethod
     def forward(stack, counts, *arrays):
         stacked, _, kept, dcarry, dys = _parts(arrays, counts)
-        outputs = run_compiled(vjp_program, (stack, (len(stacked), len(kept))), [*stacked, *kept, *dys], owned(dcarry))
+        outputs = run_compiled(vjp_program, stack, [*stacked, *kept, *dys], owned(dcarry), len(stacked), len(kept))
         return tuple(array for arrays in outputs for array in arrays)
 
     @staticmethod
@@ -166,8 +167,8 @@ class _StackJvp(_Stack):
         return *moved, *[None] * (ctx.num_outputs - len(moved))
 
 
-def vjp_program(stack: Stack, counts: tuple[int, int], arrays: Arrays, dcarry: Arrays) -> tuple[Arrays, Arrays]:
-    stacked, kept, dys = _parts(arrays, counts)
+def vjp_program(stack: Stack, arrays: Arrays, dcarry: Arrays, num_stacked: int, num_kept: int) -> tuple[Arrays, Arrays]:
+    stacked, kept, dys = _parts(arrays, (num_stacked, num_kept))
     return scan_vjp(stack, stacked, kept, dcarry, dys)
 
 
@@ -209,7 +210,6 @@ def _jvp(function: Callable[..., Any], moving: list[int], primals: Any, tangents
     return torch.func.jvp(function, tuple(primals), tuple(tangents))[1]
 
 
-@cached
 def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
     """`step` with tangents behind the arrays of floating point: in carry, slices and y."""
 
@@ -228,7 +228,6 @@ def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
     return moved
 
 
-@cached
 def vmap_step(step: Step, is_batched: tuple[bool, ...]) -> Step:
     """`step` for a batch of carries, and of those slices that are batched."""
 

@@ -1,6 +1,6 @@
 """Graph size at three levels: what Dynamo captures, what AOTAutograd lowers to ATen, what Inductor makes of it.
 
-Everything that touches torch's internals is here. A subgraph (the body of a scan) counts once, as often as it runs.
+A subgraph (the body of a scan) counts once, as often as it runs.
 The compiled level counts calls of kernels, written by Inductor or not: equal kernels are written once, called N times.
 Source: https://docs.pytorch.org/docs/2.13/torch.compiler_faq.html
 """

@@ -19,14 +19,20 @@ Layer = Callable[..., tuple[Any, Any]]
 
 
 class Stack(NamedTuple):
-    """What a program depends on beside its arrays; hashable, so that programs are kept by it."""
+    """What a program depends on beside its arrays."""
 
     step: Step
     y_floats: tuple[bool, ...]  # for each y, whether it has a derivative
+    num_params: int  # of the stacked arrays; the others are xs
     reverse: bool = False
     unroll: int = 1
     remat: int = 1  # one carry every so many layers is kept
     wanted: tuple[bool, ...] = ()  # for each stacked array, whether its gradient is asked for
+
+    @property
+    def span(self) -> int:
+        """How many layers one step of the loop may hold."""
+        return max(self.unroll, self.remat)
 
 
 def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from torch_compile.edges import DEVICE, cached
+from torch_compile.edges import DEVICE
 from torch_compile.loops import Layer
 from torch_compile.stack import scan_layers
 from torch_compile.trees import flatten, flatten_like, map_arrays, unflatten
 
 
-@cached
 def gated(layer: Layer) -> Layer:
     """`gate * layer + (1 - gate) * nothing`: xs are gates [N], or (gates, xs of layer). Differentiable in the gate.
 
@@ -52,7 +51,6 @@ def dropout(array: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor
     return torch.where(key >= rate, array / (1 - rate), 0).to(array.dtype)
 
 
-@cached
 def cast_params(layer: Layer, dtype: Any) -> Layer:
     """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
 
@@ -72,7 +70,6 @@ def locate_nonfinite(
     return torch.where(finite.all(), -1, len(order) - 1 - first if reverse else first)
 
 
-@cached
 def _is_finite(layer: Layer) -> Layer:
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, torch.Tensor]:
         new_carry, y = layer(carry, params, *x)
@@ -82,7 +79,6 @@ def _is_finite(layer: Layer) -> Layer:
     return step
 
 
-@cached
 def cycled(*layers: Layer) -> Layer:
     """Layers of several kinds as one, whose params and y are tuples, one for each; xs too where there are xs."""
 

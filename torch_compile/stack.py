@@ -20,10 +20,11 @@ import torch
 from reference import arguments
 from torch_compile import loops
 from torch_compile.autodiff import differentiable
+from torch_compile.checks import prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
 from torch_compile.loops import Layer
-from torch_compile.trees import prepare, unflatten
+from torch_compile.trees import unflatten
 
 
 def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
