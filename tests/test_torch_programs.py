@@ -53,14 +53,15 @@ def a_module():
     import torch
 
     class Module(torch.nn.Module):
-        def __init__(self, scale):
-            super().__init__()
-            self.scale = scale
-
         def forward(self, c, p):
             return c * p * self.scale, None
 
-    return Module
+    return Module()
+
+
+def changed_module(scale):
+    a_module().scale = scale
+    return a_module()
 
 
 SCALE = 1.0
@@ -93,7 +94,7 @@ LAYERS = {
     "partial": lambda scale: functools.partial(lambda scale, c, p: (c * p * scale, None), scale),
     "list": lambda scale: lambda c, p, scales=[scale]: (c * p * scales[0], None),
     "global": of_a_global,
-    "module": lambda scale: a_module()(scale),
+    "one module": changed_module,
 }
 
 
