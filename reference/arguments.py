@@ -45,6 +45,22 @@ def runs_twice(operation: str) -> TypeError:
     )
 
 
+def writes_outside(operation: str) -> TypeError:
+    """The error for a layer that writes into an array which it has not made, where the framework's loop takes none."""
+    return TypeError(
+        f"layer: expected arrays from outside left as they are, got {operation} of one; return new arrays, statistics "
+        "as ys"
+    )
+
+
+def complex_outside(dtype: str) -> TypeError:
+    """The error for a complex array that a layer closes over, where the framework's loop takes real ones alone."""
+    return TypeError(
+        f"layer: expected real arrays where it closes over one, got {dtype}; close over view_as_real of it, "
+        "or pass it in stacked_params or xs"
+    )
+
+
 def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
     """Shape and dtype of the argument `name`.
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from reference import arguments
 from torch_compile.edges import compile
-from torch_compile.loops import Arrays, Stack, Step, scan, scan_vjp, unrolled, with_floats
+from torch_compile.loops import Arrays, Seen, Stack, Step, scan, scan_vjp, unrolled, with_floats
 from torch_compile.primitive import owned
 from torch_compile.programs import run_compiled
 
@@ -51,6 +52,7 @@ def differentiable(stack: Stack, stacked: Arrays, init: Arrays) -> tuple[Arrays,
         # So a stack within a layer is unrolled in the backward pass of the stack around it.
         return unrolled(stack.step, stacked, init, stack.reverse)
     keep = torch.is_grad_enabled() and any(array.requires_grad for array in (*stacked, *init))
+    check_seen(stack.seen, runs_twice=keep)
     if torch.compiler.is_compiling() and not keep:  # Dynamo takes no Function without a gradient
         carry, ys, _ = scan(stack, stacked, init, False)
         return carry, ys
@@ -61,6 +63,16 @@ def differentiable(stack: Stack, stacked: Arrays, init: Arrays) -> tuple[Arrays,
     outputs = rule.apply(stack, (len(stacked), len(init)), keep, *arrays)
     carry, ys, _ = _parts(outputs, (len(init), len(stack.y_floats)))
     return carry, ys
+
+
+def check_seen(seen: Seen, runs_twice: bool) -> None:
+    """Refuse what the loop cannot do, and random numbers where the backward pass would draw others."""
+    if seen.writes:
+        raise arguments.writes_outside(seen.writes)
+    if seen.reads:
+        raise arguments.complex_outside(seen.reads)
+    if seen.draws and runs_twice:
+        raise arguments.runs_twice(seen.draws)
 
 
 class _Stack(torch.autograd.Function):
@@ -217,7 +229,7 @@ def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
         primals, tangents = [*carry[:num_carries], *slices[:num_slices]], [*carry[num_carries:], *slices[num_slices:]]
 
         def run(*values: torch.Tensor) -> tuple[Any, Any]:
-            arrays = with_floats(primals, values)
+            arrays = with_floats(primals, [value.view_as(value) for value in values])
             outputs = step(arrays[:num_carries], arrays[num_carries:])
             return tuple(tuple(a for a in part if a.is_floating_point()) for part in outputs), outputs
 

@@ -5,15 +5,20 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_fake_tensor.html
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._guards import TracingContext
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from reference import arguments
 from torch_compile.edges import as_leaf
-from torch_compile.loops import Arrays, Layer, Stack, Step
+from torch_compile.loops import Arrays, Layer, Seen, Stack, Step
 from torch_compile.trees import Structure, flatten, flatten_like, unflatten
 
 
@@ -52,10 +57,9 @@ def prepare(
     device = stacked[0].device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
         raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
-    y = _run_once(layer, carry, slices, carry_arrays, stacked)
-    y_arrays, ys = flatten(y)
-    y_floats, num_params = tuple(a.is_floating_point() for a in y_arrays), len(flatten(stacked_params)[0])
-    stack = Stack(_step(layer, carry, slices, ys), y_floats, num_params, reverse, unroll, int(remat) or 1)
+    y_floats, ys, seen = _run_once(layer, carry, slices, carry_arrays, stacked)
+    num_params = len(flatten(stacked_params)[0])
+    stack = Stack(_step(layer, carry, slices, ys), y_floats, num_params, reverse, unroll, int(remat) or 1, seen=seen)
     return Flat(stack, stacked, carry_arrays, carry, slices, ys)
 
 
@@ -63,23 +67,6 @@ def call(layer: Layer, carry: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
     """`layer` of what a step reads: (params, x), where x is None without xs."""
     params, x = slices
     return layer(carry, params) if x is None else layer(carry, params, x)
-
-
-def _run_once(layer: Layer, carry: Structure, slices: Structure, init: Arrays, stacked: Arrays) -> Any:
-    def run() -> Any:
-        empty = [torch.empty(c.shape, dtype=c.dtype, device=c.device) for c in init]
-        read = [torch.empty(a.shape[1:], dtype=a.dtype, device=a.device) for a in stacked]
-        first = unflatten(carry, empty)
-        output = call(layer, first, unflatten(slices, read))
-        arguments.check_layer(as_leaf, first, output)
-        if any(array.requires_grad for array in pytree.tree_leaves(output) if array is not None):
-            raise arguments.closed_over()  # nothing it was given requires a gradient
-        return output[1]
-
-    if torch.compiler.is_compiling():  # Dynamo's tensors have no values already
-        return run()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return run()
 
 
 def _step(layer: Layer, carry: Structure, slices: Structure, ys: Structure) -> Step:
@@ -90,3 +77,121 @@ def _step(layer: Layer, carry: Structure, slices: Structure, ys: Structure) -> S
         return flatten_like(carry, new_carry), flatten_like(ys, y)
 
     return step
+
+
+def _run_once(
+    layer: Layer, carry: Structure, slices: Structure, init: Arrays, stacked: Arrays
+) -> tuple[tuple[bool, ...], Structure, Seen]:
+    """For each y whether it is of floating point, the structure of ys, and what else one run of the layer shows."""
+
+    def without_values() -> tuple[Any, Any]:
+        empty = [torch.empty(c.shape, dtype=c.dtype, device=c.device) for c in init]
+        read = [torch.empty(a.shape[1:], dtype=a.dtype, device=a.device) for a in stacked]
+        return unflatten(carry, empty), unflatten(slices, read)
+
+    def run(first: Any, read: Any) -> tuple[tuple[bool, ...], Structure]:
+        output = call(layer, first, read)
+        arguments.check_layer(as_leaf, first, output)
+        if any(array.requires_grad for array in pytree.tree_leaves(output) if array is not None):
+            raise arguments.closed_over()  # nothing it was given requires a gradient
+        arrays, ys = flatten(output[1])
+        return tuple(a.is_floating_point() for a in arrays), ys
+
+    if torch.compiler.is_compiling():  # Dynamo's tensors have no values already
+        start = _num_nodes()
+        given = without_values()
+        first = _num_nodes()
+        y_floats, ys = run(*given)
+        return y_floats, ys, Seen(*_taken_back(start, first))
+    if isinstance(around := _get_current_dispatch_mode(), _Recorder):
+        around.seen = around.seen._replace(has_loop=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        given = without_values()
+        with _Recorder(given) as recorder:
+            y_floats, ys = run(*given)
+    return y_floats, ys, recorder.seen
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operation of PyTorch that runs."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.seen = Seen()
+        self.given = {_memory(a) for a in _tensors(given)}
+        self.made: list[torch.Tensor] = []  # kept, so that no other gets its address
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = operator(*args, **(kwargs or {}))
+        if isinstance(operator, HigherOrderOperator):
+            self.seen = self.seen._replace(has_loop=True)
+            return outputs
+        given = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
+        given.update(kwargs or {})
+        # by their schema: with a rate of 0, or not in training, they draw nothing
+        is_off = any(given.get(name) == 0 for name in ("p", "dropout_p", "train", "training"))
+        if torch.Tag.nondeterministic_seeded in operator.tags and not is_off:
+            self.seen = self.seen._replace(draws=str(operator))
+        inputs, own = _tensors(given), {_memory(a) for a in self.made}
+        if closed_over := [a for a in inputs if a.is_complex() and _memory(a) not in own | self.given]:
+            self.seen = self.seen._replace(reads=str(closed_over[0].dtype).removeprefix("torch."))
+        written = [given.get(a.name) for a in operator._schema.arguments if a.alias_info and a.alias_info.is_write]
+        if any(_memory(a) not in own for a in _tensors(written)):
+            self.seen = self.seen._replace(writes=str(operator))
+        self.made += [a for a in _tensors(outputs) if _memory(a) not in map(_memory, inputs)]
+        return outputs
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _memory(array: torch.Tensor) -> int:
+    while torch._C._functorch.is_functorch_wrapped_tensor(array):
+        array = torch._C._functorch.get_unwrapped(array)
+    return array.untyped_storage()._cdata
+
+
+# Within a user's own compiled function the run of the layer is traced into the program. It is looked at and taken out
+# again: it would run once more at every call, on arrays that hold anything.
+
+
+@torch.compiler.assume_constant_result  # so it runs while a program is traced
+def _num_nodes() -> int:
+    return len(_graph().nodes)
+
+
+@torch.compiler.assume_constant_result
+def _taken_back(start: int, first: int) -> tuple[Any, ...]:
+    """What the nodes from `first` on show, and nothing left of those from `start` on."""
+    nodes = list(_graph().nodes)
+    given = [node.meta.get("example_value") for node in nodes[start:first]]
+    with TracingContext.get().fake_mode, _Recorder(given) as recorder:  # type: ignore[union-attr]
+        _replay([node for node in nodes[first:] if node.op != "placeholder"], recorder)
+    for node in reversed([node for node in nodes[start:] if node.op != "placeholder"]):
+        _graph().erase_node(node)
+    return tuple(recorder.seen)
+
+
+def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
+    """Run the nodes on arrays without values, as Dynamo has."""
+    values: dict[torch.fx.Node, Any] = {}
+    modules = InstructionTranslator.current_tx().output.nn_modules
+    for node in nodes:
+        values[node] = node.meta.get("example_value")
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, n.meta.get("example_value")))
+        if isinstance(node.target, HigherOrderOperator):
+            recorder.seen = recorder.seen._replace(has_loop=True)
+            for used in node.all_input_nodes:
+                if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
+                    _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)
+        elif node.op in ("call_function", "call_method"):
+            function = node.target if callable(node.target) else getattr(args[0], node.target)
+            with contextlib.suppress(Exception):  # what cannot be looked at by itself, torch.func in a layer
+                values[node] = function(*(args if callable(node.target) else args[1:]), **kwargs)
+
+
+def _graph() -> torch.fx.Graph:
+    return InstructionTranslator.current_tx().output.current_tracer.graph

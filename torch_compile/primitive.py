@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch._guards import TracingContext
+from torch._guards import TracingContext, active_fake_mode
 from torch._higher_order_ops.scan import scan
 
 Arrays = list[torch.Tensor]
@@ -31,6 +31,9 @@ def scan_operator(body: Step, carry: Arrays, xs: Arrays, views_of: torch.Tensor 
         new_carry, y = body(carry[:num_carries], x)
         return owned(new_carry or carry), [(x[0] if views_of is None else views_of).new_empty(0), *owned(y)]
 
+    if not torch.compiler.is_compiling() and active_fake_mode() is not None:  # of one step, shapes tell all
+        new_carry, y = body(carry, [a.new_empty(a.shape[1:]) for a in xs])
+        return new_carry, [a.new_empty((xs[0].shape[0], *a.shape)) for a in y]
     if torch.compiler.is_compiling():
         _let_inductor_count()
     carry, (_, *ys) = scan(owning, owned(carry) or [xs[0].new_empty(0)], xs)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch._guards import active_fake_mode
 
 from reference.made_of import Same, made_of
 from torch_compile import edges
@@ -25,10 +26,11 @@ _programs: OrderedDict[Hashable, _Program] = OrderedDict()
 
 
 def run_compiled(program: Callable[..., Any], stack: Stack, stacked: Arrays, single: Arrays, *options: Any) -> Any:
-    """`program(stack, stacked, single, *options)`, compiled; within the user's own compiled function, inlined.
+    """`program(stack, stacked, single, *options)`, compiled; within the user's own compiled function, inlined, and of
+    arrays without values, as it is.
 
     stacked: arrays [N, ...]; the first of them are parameters, as many as the stack says."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or active_fake_mode() is not None:
         return program(stack, stacked, single, *options)
     arrays = _apart([_dense(array.detach()) for array in (*stacked, *single)])
     num_layers = tuple(a.shape[0] for a in arrays[: len(stacked)] if a.shape[0] <= stack.span)
@@ -60,15 +62,18 @@ class _Program:
             raise RuntimeError(
                 f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX"
             )
-        self.program, self.span, self.num_stacked = program, stack.span, num_stacked
+        self.program, self.span, self.num_stacked, self.has_loop = program, stack.span, num_stacked, stack.seen.has_loop
         self.shapes = [array.shape for array in arrays]  # of the first call
         self.open = {(i, 0) for i in range(num_stacked)}
         self.compiled = self._compile()
 
     def _compile(self) -> Callable[..., Any]:
         program, count = self.program, self.num_stacked
-        return edges.compile(
-            lambda stack, options, *arrays: program(stack, list(arrays[:count]), list(arrays[count:]), *options)
+        # A loop in a loop: the C++ wrapper of torch 2.13 calls a function that is not there, aoti_torch_item_bool.
+        without = {"cpp_wrapper": False} if self.has_loop else {}
+        return edges.compile_with(
+            edges.OPTIONS | without,
+            lambda stack, options, *arrays: program(stack, list(arrays[:count]), list(arrays[count:]), *options),
         )
 
     def run(self, stack: Stack, options: tuple[Any, ...], arrays: Arrays) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from reference import arguments
 from torch_compile import trees
-from torch_compile.autodiff import differentiable, jvp_step, vjp_program, vmap_step
+from torch_compile.autodiff import check_seen, differentiable, jvp_step, vjp_program, vmap_step
 from torch_compile.checks import Flat, prepare
 from torch_compile.edges import as_leaf
 from torch_compile.loops import Layer, scan, with_floats
@@ -113,6 +113,7 @@ INPUTS, OUTPUTS = ("stacked_params", "init", "xs"), ("carry", "ys")
 
 def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Outputs, and (dslices, dinit) for the cotangents of these outputs. Without history, as `torch.autograd.grad`."""
+    check_seen(flat.stack.seen, runs_twice=True)
     carry, ys, kept = run_compiled(scan, flat.stack, flat.stacked, flat.init, True)
     outputs = flat.outputs(carry, ys)
     dcarry, dys = (
@@ -136,9 +137,9 @@ def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, option
     stacked, slices = trees.flatten(((stacked_params, xs), (tparams, txs)))
     carry_arrays, carry = trees.flatten((init, tinit))
     is_float = flat.stack.y_floats
-    _, ys = trees.flatten(
-        (trees.unflatten(flat.ys, is_float), trees.unflatten(flat.ys, [floats or None for floats in is_float]))
-    )
+    like = [torch.empty(2) for _ in is_float]
+    moving = [a if floats else None for a, floats in zip(like, is_float, strict=True)]
+    _, ys = trees.flatten((trees.unflatten(flat.ys, like), trees.unflatten(flat.ys, moving)))
     step = jvp_step(flat.stack.step, len(flat.init), len(flat.stacked))
     stack = flat.stack._replace(step=step, y_floats=(*is_float, *filter(None, is_float)))
     return Flat(stack, stacked, carry_arrays, carry, slices, ys)

@@ -1,4 +1,4 @@
-"""Trees to flat lists and back.
+"""Trees to flat lists and back. In the lists, complex arrays [...] are real ones [..., 2], which loops can carry.
 
 Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/utils/_pytree.py (not a public name yet)
 """
@@ -22,6 +22,7 @@ class Structure(NamedTuple):
 
     spec: pytree.TreeSpec
     is_array: tuple[bool, ...]
+    is_complex: tuple[bool, ...]  # of each array
 
 
 def tangents_like(name: str, given: Any, primals: tuple[Any, ...], of: tuple[str, ...]) -> tuple[Any, ...]:
@@ -29,7 +30,7 @@ def tangents_like(name: str, given: Any, primals: tuple[Any, ...], of: tuple[str
     arguments.check_tangents(as_leaf, name, given, primals, of)
 
     def zeros(primal: torch.Tensor) -> torch.Tensor | None:
-        return torch.zeros_like(primal) if primal.is_floating_point() else None
+        return torch.zeros_like(primal) if primal.is_floating_point() or primal.is_complex() else None
 
     return tuple(
         map_arrays(zeros, primal) if tangent is None else tangent
@@ -45,8 +46,9 @@ def nones(arrays: Arrays, values: Any) -> list[torch.Tensor | None]:
 
 def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
     leaves, spec = pytree.tree_flatten(tree)
-    structure = Structure(spec, tuple(leaf is not None for leaf in leaves))
-    return [leaf for leaf in leaves if leaf is not None], structure if torch.compiler.is_compiling() else one(structure)
+    arrays = [leaf for leaf in leaves if leaf is not None]
+    structure = Structure(spec, tuple(leaf is not None for leaf in leaves), tuple(a.is_complex() for a in arrays))
+    return [*map(_real, arrays)], structure if torch.compiler.is_compiling() else one(structure)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -56,14 +58,20 @@ def one(structure: Structure) -> Structure:
 
 
 def unflatten(structure: Structure, arrays: Sequence[Any]) -> Any:
-    rest = iter(arrays)
+    values = zip(arrays, structure.is_complex, strict=True)
+    rest = (torch.view_as_complex(a) if is_complex and a is not None else a for a, is_complex in values)
     return pytree.tree_unflatten([next(rest) if is_array else None for is_array in structure.is_array], structure.spec)
 
 
 def flatten_like(structure: Structure, tree: Any) -> list[Any]:
     """The leaves of `tree` in the order of `structure`, whose arrays may be None here: a dict keeps no order."""
     leaves = structure.spec.flatten_up_to(tree)
-    return [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
+    arrays = [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
+    return [a if a is None else _real(a) for a in arrays]
+
+
+def _real(array: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(array.resolve_conj()) if array.is_complex() else array
 
 
 def map_arrays(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
