@@ -61,6 +61,11 @@ def complex_outside(dtype: str) -> TypeError:
     )
 
 
+def no_forward_mode(name: str) -> TypeError:
+    """The error for a derivative of the user's own that has no rule for forward mode."""
+    return TypeError(f"layer: expected a jvp of whatever has its own derivative, got none of {name}")
+
+
 def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
     """Shape and dtype of the argument `name`.
 

@@ -6,7 +6,9 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_fake_tensor.html
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -18,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from reference import arguments
 from torch_compile.edges import as_leaf
-from torch_compile.loops import Arrays, Layer, Seen, Stack, Step
+from torch_compile.loops import Arrays, Layer, Seen, Stack, Step, with_floats
 from torch_compile.trees import Structure, flatten, flatten_like, unflatten
 
 
@@ -85,9 +87,8 @@ def _run_once(
     """For each y whether it is of floating point, the structure of ys, and what else one run of the layer shows."""
 
     def without_values() -> tuple[Any, Any]:
-        empty = [torch.empty(c.shape, dtype=c.dtype, device=c.device) for c in init]
-        read = [torch.empty(a.shape[1:], dtype=a.dtype, device=a.device) for a in stacked]
-        return unflatten(carry, empty), unflatten(slices, read)
+        arrays, read = _empty(init, stacked)
+        return unflatten(carry, arrays), unflatten(slices, read)
 
     def run(first: Any, read: Any) -> tuple[tuple[bool, ...], Structure]:
         output = call(layer, first, read)
@@ -107,7 +108,7 @@ def _run_once(
         around.seen = around.seen._replace(has_loop=True)
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = without_values()
-        with _Recorder(given) as recorder:
+        with _Recorder(given) as recorder, _rules():
             y_floats, ys = run(*given)
     return y_floats, ys, recorder.seen
 
@@ -142,6 +143,60 @@ class _Recorder(TorchDispatchMode):
             self.seen = self.seen._replace(writes=str(operator))
         self.made += [a for a in _tensors(outputs) if _memory(a) not in map(_memory, inputs)]
         return outputs
+
+
+@contextlib.contextmanager
+def _rules() -> Iterator[set[Any]]:
+    """The user's own autograd.Functions that are applied in here."""
+    rules = set()
+    apply = torch.autograd.Function.__dict__["apply"]
+
+    def recorded(rule: Any, *args: Any, **options: Any) -> Any:
+        if not rule.__module__.startswith("torch_compile."):
+            rules.add(rule)
+        return apply.__func__(rule, *args, **options)
+
+    with patch.object(torch.autograd.Function, "apply", classmethod(recorded)):
+        yield rules
+    for rule in rules:
+        if has_jvp(rule):  # which Dynamo refuses to look into
+            torch._dynamo.allow_in_graph(rule)
+
+
+def has_jvp(rule: Any) -> bool:
+    return rule.jvp is not torch.autograd.Function.jvp
+
+
+def check_forward_mode(flat: Flat) -> None:
+    """Refuse a user's own derivative without a rule for forward mode: Dynamo would differentiate its forward code."""
+    missing = _differentiated(flat) if torch.compiler.is_compiling() else _applied(flat)
+    if missing:
+        raise arguments.no_forward_mode(missing)
+
+
+@torch.compiler.disable  # also where Dynamo compiles what it calls from a frame that it has given up
+def _applied(flat: Flat) -> str:
+    with FakeTensorMode(allow_non_fake_inputs=True), _rules() as rules:
+        flat.stack.step(*_empty(flat.init, flat.stacked))
+    return "".join(rule.__name__ for rule in rules if not has_jvp(rule))
+
+
+def _differentiated(flat: Flat) -> str:
+    start = _num_nodes()
+    carry, slices = _empty(flat.init, flat.stacked)
+
+    def run(*values: torch.Tensor) -> Any:  # only what is differentiated shows its rule
+        arrays = with_floats([*carry, *slices], [value.view_as(value) for value in values])
+        outputs = flat.stack.step(arrays[: len(carry)], arrays[len(carry) :])
+        return [a for part in outputs for a in part if a.is_floating_point()]
+
+    torch.func.vjp(run, *(a for a in (*carry, *slices) if a.is_floating_point()))
+    return _taken_back(start, start)[-1]
+
+
+def _empty(init: Arrays, stacked: Arrays) -> tuple[Arrays, Arrays]:
+    carry = [torch.empty(c.shape, dtype=c.dtype, device=c.device) for c in init]
+    return carry, [torch.empty(a.shape[1:], dtype=a.dtype, device=a.device) for a in stacked]
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
@@ -182,15 +237,25 @@ def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
     for node in nodes:
         values[node] = node.meta.get("example_value")
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, n.meta.get("example_value")))
-        if isinstance(node.target, HigherOrderOperator):
+        if str(node.target) == "autograd_function_apply":
+            recorder.seen = recorder.seen._replace(rule="the autograd.Function")
+        elif isinstance(node.target, HigherOrderOperator):
             recorder.seen = recorder.seen._replace(has_loop=True)
             for used in node.all_input_nodes:
                 if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
                     _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)
-        elif node.op in ("call_function", "call_method"):
+        elif node.op in ("call_function", "call_method") and not _is_level(node.target):
             function = node.target if callable(node.target) else getattr(args[0], node.target)
             with contextlib.suppress(Exception):  # what cannot be looked at by itself, torch.func in a layer
                 values[node] = function(*(args if callable(node.target) else args[1:]), **kwargs)
+
+
+LEVELS = ("torch._C._functorch", "torch._C._autograd", "torch._functorch", "torch.autograd")
+
+
+def _is_level(target: Any) -> bool:
+    """Whether it opens or closes a level of torch.func, which is not done twice."""
+    return str(getattr(target, "__module__", "")).startswith(LEVELS)
 
 
 def _graph() -> torch.fx.Graph:

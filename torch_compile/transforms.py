@@ -17,7 +17,7 @@ import torch
 from reference import arguments
 from torch_compile import trees
 from torch_compile.autodiff import check_seen, differentiable, jvp_step, vjp_program, vmap_step
-from torch_compile.checks import Flat, prepare
+from torch_compile.checks import Flat, check_forward_mode, prepare
 from torch_compile.edges import as_leaf
 from torch_compile.loops import Layer, scan, with_floats
 from torch_compile.programs import run_compiled
@@ -130,6 +130,7 @@ def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -
 def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:
     """The stack of the layer's jvp: primals and tangents side by side in carry, slices and ys."""
     flat = prepare(layer, *primals, **options)
+    check_forward_mode(flat)
     (stacked_params, init, xs), (tparams, tinit, txs) = (
         primals,
         trees.tangents_like("tangents", tangents, primals, INPUTS),
