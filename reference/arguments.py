@@ -66,6 +66,11 @@ def no_forward_mode(name: str) -> TypeError:
     return TypeError(f"layer: expected a jvp of whatever has its own derivative, got none of {name}")
 
 
+def checkpoint_within(name: str) -> TypeError:
+    """The error for a layer that asks to be run again in part, where the stack runs the whole of it again."""
+    return TypeError(f"layer: expected no checkpoint within a layer that is differentiated, got {name}; use remat=True")
+
+
 def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
     """Shape and dtype of the argument `name`.
 

@@ -66,13 +66,15 @@ def differentiable(stack: Stack, stacked: Arrays, init: Arrays) -> tuple[Arrays,
 
 
 def check_seen(seen: Seen, runs_twice: bool) -> None:
-    """Refuse what the loop cannot do, and random numbers where the backward pass would draw others."""
+    """Refuse what the loop cannot do, and what cannot be where the backward pass runs the layer again."""
     if seen.writes:
         raise arguments.writes_outside(seen.writes)
     if seen.reads:
         raise arguments.complex_outside(seen.reads)
     if seen.draws and runs_twice:
         raise arguments.runs_twice(seen.draws)
+    if seen.has_checkpoint and runs_twice:
+        raise arguments.checkpoint_within("torch.utils.checkpoint")
 
 
 class _Stack(torch.autograd.Function):

@@ -17,6 +17,7 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils.checkpoint import CheckpointFunction
 
 from reference import arguments
 from torch_compile.edges import as_leaf
@@ -108,9 +109,9 @@ def _run_once(
         around.seen = around.seen._replace(has_loop=True)
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = without_values()
-        with _Recorder(given) as recorder, _rules():
+        with _Recorder(given) as recorder, _rules() as rules:
             y_floats, ys = run(*given)
-    return y_floats, ys, recorder.seen
+    return y_floats, ys, recorder.seen._replace(has_checkpoint=CheckpointFunction in rules)
 
 
 class _Recorder(TorchDispatchMode):
@@ -147,7 +148,7 @@ class _Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _rules() -> Iterator[set[Any]]:
-    """The user's own autograd.Functions that are applied in here."""
+    """The user's own autograd.Functions that are applied in here, and torch's own for a checkpoint."""
     rules = set()
     apply = torch.autograd.Function.__dict__["apply"]
 
@@ -156,7 +157,15 @@ def _rules() -> Iterator[set[Any]]:
             rules.add(rule)
         return apply.__func__(rule, *args, **options)
 
-    with patch.object(torch.autograd.Function, "apply", classmethod(recorded)):
+    def checkpointed(*args: Any, **options: Any) -> Any:
+        rules.add(CheckpointFunction)
+        return without_reentrant(*args, **options)
+
+    without_reentrant = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    with (
+        patch.object(torch.autograd.Function, "apply", classmethod(recorded)),
+        patch.object(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", checkpointed),
+    ):
         yield rules
     for rule in rules:
         if has_jvp(rule):  # which Dynamo refuses to look into
@@ -240,7 +249,9 @@ def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
         if str(node.target) == "autograd_function_apply":
             recorder.seen = recorder.seen._replace(rule="the autograd.Function")
         elif isinstance(node.target, HigherOrderOperator):
-            recorder.seen = recorder.seen._replace(has_loop=True)
+            is_checkpoint = str(node.target) == "tag_activation_checkpoint"
+            seen, recorder.seen = recorder.seen, recorder.seen._replace(has_checkpoint=True)
+            recorder.seen = recorder.seen if is_checkpoint else seen._replace(has_loop=True)
             for used in node.all_input_nodes:
                 if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
                     _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)

@@ -25,6 +25,7 @@ class Seen(NamedTuple):
     writes: str = ""  # one that writes into an array which the layer has not made
     reads: str = ""  # the dtype of a complex array that it closes over
     has_loop: bool = False  # one of its own
+    has_checkpoint: bool = False  # torch.utils.checkpoint
     rule: str = ""  # a derivative of the user's own
 
 
