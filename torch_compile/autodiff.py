@@ -175,6 +175,7 @@ class _StackJvp(_Stack):
 
     @staticmethod
     def jvp(ctx, _stack, _counts, _keep, *tangents):
+        check_seen(ctx.stack.seen, runs_twice=True)
         function, moving = _loop(ctx.stack, ctx.counts, ctx.saved_tensors)
         out = iter(_jvp(function, moving, ctx.saved_tensors, tangents))
         moved = [next(out) if is_float else None for is_float in ctx.is_float]

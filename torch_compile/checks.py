@@ -6,11 +6,12 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_fake_tensor.html
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch._dynamo.eval_frame import skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import TracingContext
 from torch._ops import HigherOrderOperator
@@ -82,6 +83,13 @@ def _step(layer: Layer, carry: Structure, slices: Structure, ys: Structure) -> S
     return step
 
 
+def _never_alone(function: Any) -> Any:
+    """Dynamo may trace it into a program, but not compile it by itself, where it has given up on the caller."""
+    skip_code(function.__code__)
+    return function
+
+
+@_never_alone
 def _run_once(
     layer: Layer, carry: Structure, slices: Structure, init: Arrays, stacked: Arrays
 ) -> tuple[tuple[bool, ...], Structure, Seen]:
@@ -105,13 +113,18 @@ def _run_once(
         first = _num_nodes()
         y_floats, ys = run(*given)
         return y_floats, ys, Seen(*_taken_back(start, first))
+    return _eagerly(without_values, run)
+
+
+@torch.compiler.disable
+def _eagerly(without_values: Callable[[], Any], run: Callable[..., Any]) -> tuple[tuple[bool, ...], Structure, Seen]:
     if isinstance(around := _get_current_dispatch_mode(), _Recorder):
-        around.seen = around.seen._replace(has_loop=True)
+        around.seen["has_loop"] = True
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = without_values()
         with _Recorder(given) as recorder, _rules() as rules:
             y_floats, ys = run(*given)
-    return y_floats, ys, recorder.seen._replace(has_checkpoint=CheckpointFunction in rules)
+    return y_floats, ys, Seen(**recorder.seen, has_checkpoint=CheckpointFunction in rules)
 
 
 class _Recorder(TorchDispatchMode):
@@ -121,27 +134,33 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        self.seen = Seen()
-        self.given = {_memory(a) for a in _tensors(given)}
-        self.made: list[torch.Tensor] = []  # kept, so that no other gets its address
+        self.seen: dict[str, Any] = {}
+        self.given = {id(a) for a in _tensors(given)}
+        self.outputs: list[torch.Tensor] = []  # kept, so that no other gets their addresses
+        self.made: list[torch.Tensor] = []  # those in memory of their own
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = operator(*args, **(kwargs or {}))
         if isinstance(operator, HigherOrderOperator):
-            self.seen = self.seen._replace(has_loop=True)
+            self.seen["has_loop"] = True
             return outputs
-        given = {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)}
-        given.update(kwargs or {})
+        schema = operator._schema.arguments
+        given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+        given |= {argument.name: value for argument, value in zip(schema, args, strict=False)} | (kwargs or {})
         # by their schema: with a rate of 0, or not in training, they draw nothing
         is_off = any(given.get(name) == 0 for name in ("p", "dropout_p", "train", "training"))
         if torch.Tag.nondeterministic_seeded in operator.tags and not is_off:
-            self.seen = self.seen._replace(draws=str(operator))
+            self.seen["draws"] = str(operator)
         inputs, own = _tensors(given), {_memory(a) for a in self.made}
-        if closed_over := [a for a in inputs if a.is_complex() and _memory(a) not in own | self.given]:
-            self.seen = self.seen._replace(reads=str(closed_over[0].dtype).removeprefix("torch."))
-        written = [given.get(a.name) for a in operator._schema.arguments if a.alias_info and a.alias_info.is_write]
+        known = self.given | {id(a) for a in self.outputs}
+        if closed_over := [a for a in inputs if a.is_complex() and id(a) not in known]:
+            self.seen["reads"] = str(closed_over[0].dtype).removeprefix("torch.")
+        written = [given.get(a.name) for a in schema if a.alias_info and a.alias_info.is_write]
+        if given.get("training"):  # what the schema of batch norm does not say
+            written += [given.get("running_mean"), given.get("running_var")]
         if any(_memory(a) not in own for a in _tensors(written)):
-            self.seen = self.seen._replace(writes=str(operator))
+            self.seen["writes"] = str(operator)
+        self.outputs += _tensors(outputs)
         self.made += [a for a in _tensors(outputs) if _memory(a) not in map(_memory, inputs)]
         return outputs
 
@@ -176,6 +195,7 @@ def has_jvp(rule: Any) -> bool:
     return rule.jvp is not torch.autograd.Function.jvp
 
 
+@_never_alone
 def check_forward_mode(flat: Flat) -> None:
     """Refuse a user's own derivative without a rule for forward mode: Dynamo would differentiate its forward code."""
     missing = _differentiated(flat) if torch.compiler.is_compiling() else _applied(flat)
@@ -183,7 +203,7 @@ def check_forward_mode(flat: Flat) -> None:
         raise arguments.no_forward_mode(missing)
 
 
-@torch.compiler.disable  # also where Dynamo compiles what it calls from a frame that it has given up
+@torch.compiler.disable
 def _applied(flat: Flat) -> str:
     with FakeTensorMode(allow_non_fake_inputs=True), _rules() as rules:
         flat.stack.step(*_empty(flat.init, flat.stacked))
@@ -236,7 +256,7 @@ def _taken_back(start: int, first: int) -> tuple[Any, ...]:
         _replay([node for node in nodes[first:] if node.op != "placeholder"], recorder)
     for node in reversed([node for node in nodes[start:] if node.op != "placeholder"]):
         _graph().erase_node(node)
-    return tuple(recorder.seen)
+    return tuple(Seen(**recorder.seen))
 
 
 def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
@@ -247,11 +267,10 @@ def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
         values[node] = node.meta.get("example_value")
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, n.meta.get("example_value")))
         if str(node.target) == "autograd_function_apply":
-            recorder.seen = recorder.seen._replace(rule="the autograd.Function")
+            recorder.seen["rule"] = "the autograd.Function"
         elif isinstance(node.target, HigherOrderOperator):
             is_checkpoint = str(node.target) == "tag_activation_checkpoint"
-            seen, recorder.seen = recorder.seen, recorder.seen._replace(has_checkpoint=True)
-            recorder.seen = recorder.seen if is_checkpoint else seen._replace(has_loop=True)
+            recorder.seen["has_checkpoint" if is_checkpoint else "has_loop"] = True
             for used in node.all_input_nodes:
                 if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
                     _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)
