@@ -7,12 +7,16 @@ Source: https://docs.jax.dev/en/latest/jax.random.html
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax import numpy as jnp
 
+from jax_scan.layers import wide
 from jax_scan.loops import Layer
 from jax_scan.stack import scan_layers
 
@@ -117,15 +121,34 @@ def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list
 
 
 def layer_norms(stacked: Any) -> jax.Array:
-    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
-    arrays = [a for a in jax.tree.leaves(stacked) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.sqrt(sum((a.reshape(len(a), -1) ** 2).sum(1) for a in arrays))
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays.
+
+    In float32 or wider; of complex numbers the absolute values count."""
+    largest, norms = _scaled_norms(stacked)
+    return largest * norms
 
 
 def clip_layers(gradients: Any, max_norm: float) -> Any:
     """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
-    factors = jnp.minimum(1, max_norm / jnp.maximum(layer_norms(gradients), TINY))  # [N]
-    return jax.tree.map(lambda g: g * factors.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype), gradients)
+    largest, norms = _scaled_norms(gradients)
+
+    def clip(g: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(g.dtype, jnp.inexact):
+            return g
+        scale, norm = (a.reshape(-1, *[1] * (g.ndim - 1)) for a in (largest, norms))  # [N, ...]
+        clipped = wide(g) / scale * (max_norm / jnp.maximum(norm, 1))
+        return jnp.where(scale * norm <= max_norm, g, clipped.astype(g.dtype))
+
+    return jax.tree.map(clip, gradients)
 
 
-TINY = 1e-30  # a layer without a gradient has no factor
+def _scaled_norms(stacked: Any) -> tuple[jax.Array, jax.Array]:
+    """Of each layer, [N], about the largest absolute value, and the norm divided by it: no square can overflow."""
+    arrays = jax.tree.leaves(stacked)
+    rows = [wide(a) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)]
+    rows = [jnp.abs(a).reshape(len(a), math.prod(a.shape[1:])) for a in rows]  # [N, size of a layer's]
+    rows = [jnp.zeros((len(arrays[0]), 1), jnp.float32), *rows]  # where there are none
+    largest = functools.reduce(jnp.maximum, [row.max(1, initial=0) for row in rows])
+    limit = float(jnp.finfo(largest.dtype).max) / 16  # between it and its inverse, so that 1 / largest is a number too
+    largest = lax.stop_gradient(jnp.clip(largest, 1 / limit, limit))
+    return largest, jnp.sqrt(sum(((row / largest[:, None]) ** 2).sum(1) for row in rows))

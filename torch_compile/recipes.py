@@ -7,12 +7,14 @@ Source: https://docs.pytorch.org/docs/2.13/generated/torch.Generator.html
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from torch_compile.edges import DEVICE, cached
+from torch_compile.layers import wide
 from torch_compile.loops import Layer
 from torch_compile.stack import scan_layers
 from torch_compile.trees import flatten, flatten_like, map_arrays, unflatten
@@ -126,15 +128,34 @@ def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list
 
 
 def layer_norms(stacked: Any) -> torch.Tensor:
-    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
-    arrays = [a for a in flatten(stacked)[0] if a.is_floating_point()]
-    return torch.stack([(a.flatten(1) ** 2).sum(1) for a in arrays]).sum(0).sqrt()
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays.
+
+    In float32 or wider; of complex numbers the absolute values count."""
+    largest, norms = _scaled_norms(stacked)
+    return largest * norms
 
 
 def clip_layers(gradients: Any, max_norm: float) -> Any:
     """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
-    factors = (max_norm / layer_norms(gradients).clamp(min=TINY)).clamp(max=1)  # [N]
-    return map_arrays(lambda g: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype), gradients)
+    largest, norms = _scaled_norms(gradients)
+
+    def clip(g: torch.Tensor) -> torch.Tensor:
+        if not (g.is_floating_point() or g.is_complex()):
+            return g
+        scale, norm = (a.reshape(-1, *[1] * (g.dim() - 1)) for a in (largest, norms))  # [N, ...]
+        clipped = wide(g) / scale * (max_norm / norm.clamp(min=1))
+        return torch.where(scale * norm <= max_norm, g, clipped.to(g.dtype))
+
+    return map_arrays(clip, gradients)
 
 
-TINY = 1e-30  # a layer without a gradient has no factor
+def _scaled_norms(stacked: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each layer, [N], about the largest absolute value, and the norm divided by it: no square can overflow."""
+    arrays, _ = flatten(stacked)
+    rows = [wide(a) for a in arrays if a.is_floating_point() or a.is_complex()]
+    rows = [a.abs().unsqueeze(1).flatten(1) for a in rows if a.shape[1:].numel()]  # [N, size of a layer's]
+    rows = [torch.zeros(len(arrays[0]), 1, device=arrays[0].device), *rows]  # where there are none
+    largest = functools.reduce(torch.maximum, [row.amax(1) for row in rows])
+    limit = torch.finfo(largest.dtype).max / 16  # between it and its inverse, so that 1 / largest is a number too
+    largest = largest.clamp(1 / limit, limit).detach()
+    return largest, torch.sqrt(sum(((row / largest[:, None]) ** 2).sum(1) for row in rows))  # type: ignore[arg-type]
