@@ -16,9 +16,11 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from jax_scan.edges import as_leaf
 from jax_scan.layers import wide
 from jax_scan.loops import Layer
 from jax_scan.stack import scan_layers
+from reference import arguments
 
 
 def gated(layer: Layer) -> Layer:
@@ -49,15 +51,18 @@ def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> jax.Array:
 
 def dropout(array: jax.Array, key: jax.Array, rate: float) -> jax.Array:
     """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone."""
-    kept = jax.random.bernoulli(key, 1 - rate, array.shape)
-    return jnp.where(kept, array / (1 - rate), 0).astype(array.dtype)
+    arguments.check_rate(as_leaf, rate)
+    kept = jax.random.bernoulli(key, 1.0 - rate, array.shape)
+    return jnp.where(kept, array / (1 - rate + (rate == 1)), 0).astype(array.dtype)
 
 
 def cast_params(layer: Layer, dtype: Any) -> Layer:
-    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer.
+
+    Complex ones are not cast: no half precision holds them."""
 
     def cast(array: jax.Array) -> jax.Array:
-        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.inexact) else array
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return lambda carry, params, *x: layer(carry, jax.tree.map(cast, params), *x)
 
@@ -70,7 +75,7 @@ def locate_nonfinite(
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, jax.Array]:
         new_carry, y = layer(carry, params, *x)
         floats = [a for a in jax.tree.leaves((new_carry, y)) if jnp.issubdtype(a.dtype, jnp.inexact)]
-        return new_carry, jnp.stack([jnp.isfinite(a).all() for a in floats]).all()
+        return new_carry, jnp.stack([jnp.array(True), *(jnp.isfinite(a).all() for a in floats)]).all()
 
     _, finite = scan_layers(step, stacked_params, init, xs, reverse=reverse)  # [N]
     order = jnp.flip(finite) if reverse else finite

@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from reference import arguments
+from tf_while.edges import as_leaf
 from tf_while.layers import wide
 from tf_while.stack import scan_layers
 from tf_while.trees import Layer, flatten, floats, is_float, map_arrays
@@ -50,16 +52,19 @@ def dropout(array: tf.Tensor, key: tf.Tensor, rate: float) -> tf.Tensor:
     """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone.
 
     XLA draws other numbers from a key than TensorFlow's own kernels: one mask in each."""
+    arguments.check_rate(as_leaf, rate)
     kept = tf.random.stateless_uniform(tf.shape(array), key, alg="philox") < 1 - rate
-    return tf.where(kept, array / (1 - rate), tf.zeros_like(array))
+    return tf.where(kept, tf.math.divide_no_nan(array, tf.cast(1 - rate, array.dtype)), tf.zeros_like(array))
 
 
 def cast_params(layer: Layer, dtype: Any) -> Layer:
-    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer.
+
+    Complex ones are not cast: no half precision holds them."""
 
     def cast(params: Any) -> Any:
         arrays, pack = flatten(params)
-        return pack([tf.cast(a, dtype) if is_float(a) else a for a in arrays])
+        return pack([tf.cast(a, dtype) if a.dtype.is_floating else a for a in arrays])
 
     return lambda carry, params, *x: layer(carry, cast(params), *x)
 
@@ -71,8 +76,8 @@ def locate_nonfinite(
 
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, tf.Tensor]:
         new_carry, y = layer(carry, params, *x)
-        finite = [tf.reduce_all(tf.math.is_finite(a)) for a in floats(flatten((new_carry, y))[0])]
-        return new_carry, tf.reduce_all(tf.stack(finite))
+        parts = [part(a) for a in floats(flatten((new_carry, y))[0]) for part in (tf.math.real, tf.math.imag)]
+        return new_carry, tf.reduce_all(tf.stack([True, *(tf.reduce_all(tf.math.is_finite(a)) for a in parts)]))
 
     _, finite = scan_layers(step, stacked_params, init, xs, reverse=reverse)  # [N]
     order = tf.reverse(finite, [0]) if reverse else finite

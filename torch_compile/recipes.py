@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from torch_compile.edges import DEVICE, cached
+from reference import arguments
+from torch_compile.edges import DEVICE, as_leaf, cached
 from torch_compile.layers import wide
 from torch_compile.loops import Layer
 from torch_compile.stack import scan_layers
@@ -32,7 +33,7 @@ def gated(layer: Layer) -> Layer:
         new_carry, y = layer(carry, params, *rest)
 
         def mix(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-            if not old.is_floating_point():
+            if not (old.is_floating_point() or old.is_complex()):
                 return torch.where(gate == 0, old, new)
             g = gate.to(old.dtype)
             return g * new + (1 - g) * old
@@ -51,12 +52,16 @@ def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> torch.Tens
 
 def dropout(array: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
     """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone."""
-    return torch.where(key >= rate, array / (1 - rate), 0).to(array.dtype)
+    arguments.check_rate(as_leaf, rate)
+    arguments.check_key(arguments.leaf(as_leaf, "key", key), arguments.leaf(as_leaf, "array", array))
+    return torch.where(key >= rate, array / (1 - rate + (rate == 1)), 0).to(array.dtype)
 
 
 @cached
 def cast_params(layer: Layer, dtype: Any) -> Layer:
-    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer.
+
+    Complex ones are not cast: no half precision holds them."""
 
     def cast(array: torch.Tensor) -> torch.Tensor:
         return array.to(dtype) if array.is_floating_point() else array
@@ -78,8 +83,9 @@ def locate_nonfinite(
 def _is_finite(layer: Layer) -> Layer:
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, torch.Tensor]:
         new_carry, y = layer(carry, params, *x)
-        floats = [a for a in flatten((new_carry, y))[0] if a.is_floating_point()]
-        return new_carry, torch.stack([torch.isfinite(a).all() for a in floats]).all()
+        floats = [a for a in flatten((new_carry, y))[0] if a.is_floating_point() or a.is_complex()]
+        yes = torch.tensor(True, device=flatten((params, x))[0][0].device)
+        return new_carry, torch.stack([yes, *(torch.isfinite(a).all() for a in floats)]).all()
 
     return step
 
