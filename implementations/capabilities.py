@@ -78,6 +78,7 @@ TORCH_EXPORT = NotApplicable("torch_compile, tf_while: the program that serves a
 TF_EXPORT = TORCH_EXPORT
 JAX_AUTOCAST = NotApplicable("jax_scan, tf_while: the framework has no autocast; cast_params casts in sight")
 TF_AUTOCAST = JAX_AUTOCAST
+TF_ZEROS = Yes("where each stacked array has 1000 elements or more: the zeros of fewer are one operation, not two")
 TF_STATIC = Yes("under XLA only where N is static")
 TF_INSIDE = Yes("inside a tf.function; around the stack called as it stands it can raise a TypeError", TF_FORWARD)
 TF_FORWARD_REVERSE = No(
@@ -96,6 +97,8 @@ TABLE: dict[str, tuple[State, State, State]] = {
         Yes("for N >= 2, a dtype and a grad mode; N = 0 and N = 1 have their own"),
         Yes("in graph mode; under XLA one for each N, all of one size"),
     ),
+    "one size at every N >= 2, forward and gradient": (Yes(), Yes(), TF_ZEROS),
+    "no copy of the weights is kept for the backward pass": (Yes(), Yes(), Yes()),
     "temporary memory reported": (Yes(), Yes("by the profiler, over one call; not by the compiler"), Yes()),
     "bfloat16 weights are read where they are": (No(*XLA_BFLOAT16, JAX), Yes(), No(*XLA_BFLOAT16, TF)),
     "called inside the user's compiled function": (Yes(), Yes(), Yes()),

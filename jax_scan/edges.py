@@ -15,8 +15,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from reference import arguments
-from reference.made_of import identities, made_of
+from reference import arguments, made_of
 
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,8 +87,8 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
         is_within_a_program = isinstance(jnp.zeros(()), jax.core.Tracer)  # where an operation on constants is staged
         if is_within_a_program or jax.config.jax_disable_jit or not _are_arrays(trees):  # type: ignore[attr-defined]
             return function(*args, **options)
-        parts = made_of((function, rest))
-        beside = jax.tree.leaves(identities(parts))
+        parts = made_of.made_of((function, rest))
+        beside = jax.tree.leaves(made_of.identities(parts))
         if any(isinstance(value, jax.core.Tracer) for value in beside):
             return function(*args, **options)
         program = _programs.pop(parts, None) or _new_program(function.__name__)
@@ -97,7 +96,7 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = program(_call.now.beside, trees)
             # Tracing may have changed what the layer reads: it counts its calls. The program is found under both.
-            for key in (parts, made_of((function, rest))) if _call.now.is_traced else (parts,):
+            for key in (parts, made_of.made_of((function, rest))) if _call.now.is_traced else (parts,):
                 _programs[key] = program
         finally:
             _call.now = before

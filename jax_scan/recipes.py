@@ -7,14 +7,20 @@ Source: https://docs.jax.dev/en/latest/jax.random.html
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax import numpy as jnp
 
+from jax_scan.edges import as_leaf
+from jax_scan.layers import wide
 from jax_scan.loops import Layer
 from jax_scan.stack import scan_layers
+from reference import arguments
 
 
 def gated(layer: Layer) -> Layer:
@@ -45,15 +51,18 @@ def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> jax.Array:
 
 def dropout(array: jax.Array, key: jax.Array, rate: float) -> jax.Array:
     """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone."""
-    kept = jax.random.bernoulli(key, 1 - rate, array.shape)
-    return jnp.where(kept, array / (1 - rate), 0).astype(array.dtype)
+    arguments.check_rate(as_leaf, rate)
+    kept = jax.random.bernoulli(key, 1.0 - rate, array.shape)
+    return jnp.where(kept, array / (1 - rate + (rate == 1)), 0).astype(array.dtype)
 
 
 def cast_params(layer: Layer, dtype: Any) -> Layer:
-    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer.
+
+    Complex ones are not cast: no half precision holds them."""
 
     def cast(array: jax.Array) -> jax.Array:
-        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.inexact) else array
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return lambda carry, params, *x: layer(carry, jax.tree.map(cast, params), *x)
 
@@ -66,7 +75,7 @@ def locate_nonfinite(
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, jax.Array]:
         new_carry, y = layer(carry, params, *x)
         floats = [a for a in jax.tree.leaves((new_carry, y)) if jnp.issubdtype(a.dtype, jnp.inexact)]
-        return new_carry, jnp.stack([jnp.isfinite(a).all() for a in floats]).all()
+        return new_carry, jnp.stack([jnp.array(True), *(jnp.isfinite(a).all() for a in floats)]).all()
 
     _, finite = scan_layers(step, stacked_params, init, xs, reverse=reverse)  # [N]
     order = jnp.flip(finite) if reverse else finite
@@ -117,15 +126,34 @@ def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list
 
 
 def layer_norms(stacked: Any) -> jax.Array:
-    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
-    arrays = [a for a in jax.tree.leaves(stacked) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.sqrt(sum((a.reshape(len(a), -1) ** 2).sum(1) for a in arrays))
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays.
+
+    In float32 or wider; of complex numbers the absolute values count."""
+    largest, norms = _scaled_norms(stacked)
+    return largest * norms
 
 
 def clip_layers(gradients: Any, max_norm: float) -> Any:
     """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
-    factors = jnp.minimum(1, max_norm / jnp.maximum(layer_norms(gradients), TINY))  # [N]
-    return jax.tree.map(lambda g: g * factors.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype), gradients)
+    largest, norms = _scaled_norms(gradients)
+
+    def clip(g: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(g.dtype, jnp.inexact):
+            return g
+        scale, norm = (a.reshape(-1, *[1] * (g.ndim - 1)) for a in (largest, norms))  # [N, ...]
+        clipped = wide(g) / scale * (max_norm / jnp.maximum(norm, 1))
+        return jnp.where(scale * norm <= max_norm, g, clipped.astype(g.dtype))
+
+    return jax.tree.map(clip, gradients)
 
 
-TINY = 1e-30  # a layer without a gradient has no factor
+def _scaled_norms(stacked: Any) -> tuple[jax.Array, jax.Array]:
+    """Of each layer, [N], about the largest absolute value, and the norm divided by it: no square can overflow."""
+    arrays = jax.tree.leaves(stacked)
+    rows = [wide(a) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)]
+    rows = [jnp.abs(a).reshape(len(a), math.prod(a.shape[1:])) for a in rows]  # [N, size of a layer's]
+    rows = [jnp.zeros((len(arrays[0]), 1), jnp.float32), *rows]  # where there are none
+    largest = functools.reduce(jnp.maximum, [row.max(1, initial=0) for row in rows])
+    limit = float(jnp.finfo(largest.dtype).max) / 16  # between it and its inverse, so that 1 / largest is a number too
+    largest = lax.stop_gradient(jnp.clip(largest, 1 / limit, limit))
+    return largest, jnp.sqrt(sum(((row / largest[:, None]) ** 2).sum(1) for row in rows))

@@ -95,7 +95,8 @@ def scan_layers(
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
         some number, whatever N is.
     Limits: what `layer` closes over is shared by all layers and receives its gradient. A remainder of unroll=k copies
-        what is kept for the backward pass.
+        what is kept for the backward pass. What `layer` reads is that of each call, but within an object of an
+        installed package it is, as for `jax.jit`, what it was when the program was traced.
     """
     num_layers = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)

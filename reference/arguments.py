@@ -7,6 +7,7 @@ never looked at: NaN and infinity pass through.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,6 +44,32 @@ def runs_twice(operation: str) -> TypeError:
         "layer: expected no random numbers and no state where the backward pass runs it again, got "
         f"{operation}; pass keys as xs (layer_keys), return statistics as ys"
     )
+
+
+def writes_outside(operation: str) -> TypeError:
+    """The error for a layer that writes into an array which it has not made, where the framework's loop takes none."""
+    return TypeError(
+        f"layer: expected arrays from outside left as they are, got {operation} of one; return new arrays, statistics "
+        "as ys"
+    )
+
+
+def complex_outside(dtype: str) -> TypeError:
+    """The error for a complex array that a layer closes over, where the framework's loop takes real ones alone."""
+    return TypeError(
+        f"layer: expected real arrays where it closes over one, got {dtype}; close over view_as_real of it, "
+        "or pass it in stacked_params or xs"
+    )
+
+
+def no_forward_mode(name: str) -> TypeError:
+    """The error for a derivative of the user's own that has no rule for forward mode."""
+    return TypeError(f"layer: expected a jvp of whatever has its own derivative, got none of {name}")
+
+
+def checkpoint_within(name: str) -> TypeError:
+    """The error for a layer that asks to be run again in part, where the stack runs the whole of it again."""
+    return TypeError(f"layer: expected no checkpoint within a layer that is differentiated, got {name}; use remat=True")
 
 
 def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
@@ -182,6 +209,32 @@ def check_form(form: Any, remat: Any) -> None:
         raise ValueError(f"form: expected scan or unroll, got {form!r}")
     if form == "unroll" and remat is not False:
         raise ValueError(f"remat: expected False without a scan, got {remat!r}")
+
+
+def check_rate(as_leaf: AsLeaf, rate: Any) -> None:
+    """Check the rate of a dropout; the value of an array is not looked at.
+
+    Raises:
+        TypeError: "rate: expected a number from 0 to 1, got '0.5'"
+        ValueError: "rate: expected a number from 0 to 1, got 1.5"
+    """
+    if as_leaf(rate) is not None:
+        return
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
+        raise TypeError(f"rate: expected a number from 0 to 1, got {rate!r}")
+    if not 0 <= rate <= 1:  # type: ignore[operator]  # NaN is not
+        raise ValueError(f"rate: expected a number from 0 to 1, got {rate}")
+
+
+def check_key(key: Leaf, array: Leaf) -> None:
+    """Check the key of a dropout where a key is an array of random numbers: it must not be broadcast.
+
+    Raises:
+        ValueError: "key: expected shape (2, 3) (that of array, as for layer_keys), got (3,)"
+    """
+    if key.shape is not None and array.shape is not None and key.shape != array.shape:
+        expected = f"shape {_shown(array.shape)} (that of array, as for layer_keys)"
+        raise ValueError(f"key: expected {expected}, got {_shown(key.shape)}")
 
 
 def is_float(array: Leaf) -> bool:

@@ -53,7 +53,7 @@ def _programs_of_one_file():
     yield
     if "torch_compile" in sys.modules:
         sys.modules["torch"]._dynamo.reset()
-        importlib.import_module("torch_compile.edges")._compiled.cache_clear()
+        importlib.import_module("torch_compile.programs")._programs.clear()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()

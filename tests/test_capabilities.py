@@ -84,6 +84,33 @@ def one_program(implementation):
     assert implementation.program_count() == before + 1
 
 
+def stack_of_ones(implementation, N, d=64, dtype=np.float32):
+    return [implementation.from_numpy(np.ones(shape, dtype)) for shape in ((N, d, d), (d,))]
+
+
+def one_size(implementation):
+    """At three levels; at all depths and of all transforms: tests/test_graph_size.py, tests/test_program_size.py."""
+
+    def sizes(N, **cotangent):
+        stack = stack_of_ones(implementation, N)
+        size = implementation.graph_size(implementation.scan_apply_layers, *stack, memory=False, **cotangent)
+        return {level: size[level] for level in ("captured", "lowered", "compiled")}
+
+    (cotangent,) = stack_of_ones(implementation, 1)[1:]
+    assert sizes(2) == sizes(8)
+    assert sizes(2, cotangent=cotangent) == sizes(8, cotangent=cotangent)
+
+
+def no_copy(implementation):
+    """One more layer costs the gradient less than half of its weights."""
+
+    def temporary(N):
+        weights, x = stack_of_ones(implementation, N)
+        return implementation.graph_size(implementation.scan_apply_layers, weights, x, cotangent=x)["temp_bytes"]
+
+    assert (temporary(8) - temporary(2)) / 6 < 64 * 64 * 4 / 2
+
+
 def memory_reported(implementation):
     arrays = map(implementation.from_numpy, (W, X))
     assert implementation.graph_size(implementation.scan_apply_layers, *arrays)["temp_bytes"] > 0
@@ -95,7 +122,7 @@ def bfloat16_read_in_place(implementation):
         pytest.skip("declared for the CPU")
 
     def temporary(N):
-        arrays = (implementation.from_numpy(np.ones(shape, ml_dtypes.bfloat16)) for shape in ((N, 64, 64), (64,)))
+        arrays = stack_of_ones(implementation, N, dtype=ml_dtypes.bfloat16)
         return implementation.graph_size(implementation.scan_apply_layers, *arrays)["temp_bytes"]
 
     assert temporary(2) == temporary(8)
@@ -108,6 +135,8 @@ PROBES = {
     "float64": case_of("orthogonal_3x7", "float64"),
     "bfloat16": case_of("orthogonal_3x7", "bfloat16"),
     "one program for all N": one_program,
+    "one size at every N >= 2, forward and gradient": one_size,
+    "no copy of the weights is kept for the backward pass": no_copy,
     "temporary memory reported": memory_reported,
     "bfloat16 weights are read where they are": bfloat16_read_in_place,
     "called inside the user's compiled function": inside_a_program,
@@ -122,11 +151,11 @@ PROBES = {
     "second order from outside, forward over reverse": from_outside("forward_over_reverse"),
     "any layer: nested trees, None, integers, xs and ys": values(),
     "reverse": values(reverse=True),
-    "unroll=k, where k does not divide N": values(unroll=2),
+    "unroll=k, where k does not divide N": gradient_of(probes.with_options(unroll=2), W, X, compiler=probes.as_it_is),
     "remat=True": values(remat=True),
-    "remat=k, where k does not divide N": values(remat=2),
+    "remat=k, where k does not divide N": gradient_of(probes.with_options(remat=2), W, X, compiler=probes.as_it_is),
     "any layer, N = 0 and N = 1": values(depths=(0, 1)),
-    "a stack in a stack": gradient_of(probes.scan_in_scan, probes.TWO_EACH, X),
+    "a stack in a stack": gradient_of(probes.scan_in_scan, probes.TWO_EACH, X, compiler=probes.as_it_is),
     "a stack used several times in one program": gradient_of(probes.used_twice, W, X, probes.B),
     "a parameter shared by all layers": gradient_of(probes.shared_parameter, W, X, probes.B),
     "a closed-over value gets its gradient": gradient_of(probes.closed_over, W, X, probes.B),

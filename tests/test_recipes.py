@@ -1,4 +1,4 @@
-"""The recipes around a stack: gates, dropout, mixed precision, the layer where NaN begins."""
+"""The recipes around a stack: gates, mixed precision, the layer where NaN begins."""
 
 from __future__ import annotations
 
@@ -100,92 +100,6 @@ def test_a_gated_layer_keeps_its_xs_its_ys_and_its_integers(implementation, form
     assert_trees(f"{implementation.__name__}, gated cell, {form}", *named)
 
 
-# Dropout.
-
-RATE, WIDTH, LAYERS = 0.75, 1000, 4  # 1 / (1 - RATE) = 4: on integers nothing rounds
-
-
-def dropping(implementation):
-    def layer(carry, w, key):
-        dropped = implementation.dropout(carry * w, key, RATE)
-        return carry, dropped
-
-    return layer
-
-
-def masks(implementation, form="scan_layers", seed=3, dtype="float32", **options):
-    """What is left of ones in each layer, [LAYERS, WIDTH]."""
-    w, x = from_numpy(implementation, (np.ones(LAYERS, dtype), np.ones(WIDTH, dtype)))
-    keys = implementation.layer_keys(seed, LAYERS, (WIDTH,))
-    _, ys = getattr(implementation, form)(dropping(implementation), w, x, keys, **options)
-    return implementation.to_numpy(ys)
-
-
-def assert_dropped(left):
-    """Each layer drops other elements of ones, at the rate, and the rest makes up for them."""
-    assert set(np.unique(left)) == {0, 1 / (1 - RATE)}, "values"
-    # a binomial number, within six standard deviations: in each layer, and where two layers agree
-    for kept in left > 0:
-        assert abs(kept.mean() - (1 - RATE)) < 6 * np.sqrt(RATE * (1 - RATE) / kept.size), "rate"
-    agree, by_chance = (left[:-1] > 0) == (left[1:] > 0), RATE**2 + (1 - RATE) ** 2
-    assert abs(agree.mean() - by_chance) < 6 * np.sqrt(by_chance * (1 - by_chance) / agree.size), "layers"
-
-
-@quick
-def test_every_layer_drops_other_elements_at_the_rate(implementation):
-    assert_dropped(masks(implementation))
-
-
-WRONG_MASKS = {
-    "frozen": (lambda left: np.stack([left[0]] * LAYERS), "layers"),
-    "frozen in two layers": (lambda left: left[[0, 0, 2, 3]], "layers"),
-    "the wrong way round": (lambda left: 4 - left, "rate"),
-    "not made up for": (lambda left: left / 4, "values"),
-    "nothing dropped": (lambda left: np.full_like(left, 4), "values"),
-}
-
-
-@pytest.mark.parametrize(("change", "what"), WRONG_MASKS.values(), ids=WRONG_MASKS)
-def test_wrong_masks_are_caught(change, what):
-    left = np.where(np.random.default_rng(0).uniform(size=(LAYERS, WIDTH)) < RATE, 0, 4)
-    assert_dropped(left)
-    with pytest.raises(AssertionError, match=what):
-        assert_dropped(change(left))
-
-
-@quick
-def test_masks_are_those_of_the_seed_rolled_and_unrolled(implementation):
-    left = masks(implementation)
-    for other in ({"form": "unroll_layers"}, {}, {"unroll": 3}, {"remat": 2}, {"reverse": True}):
-        np.testing.assert_array_equal(left, masks(implementation, **other), strict=True, err_msg=str(other))
-    assert not np.array_equal(left, masks(implementation, seed=4))
-
-
-@quick
-@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16])
-def test_dropout_keeps_the_dtype(implementation, dtype):
-    left = masks(implementation, dtype=dtype)
-    assert left.dtype == dtype
-    assert 0 < (left > 0).mean() < 1
-
-
-@quick
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"remat": 3, "reverse": True}], ids=str)
-def test_the_gradient_goes_through_the_same_mask(implementation, options):
-    """Also where the backward pass runs the layer again: a new mask there would be silent."""
-    keys = implementation.layer_keys(3, LAYERS, (WIDTH,))
-    layer = dropping(implementation)
-    inputs = np.full(LAYERS, 2, np.float32), np.arange(WIDTH, dtype=np.float32)
-    cotangents = np.zeros(WIDTH, np.float32), np.ones((LAYERS, WIDTH), np.float32)
-    (_, ys), (dw, dx) = pullback(
-        implementation, lambda w, x: implementation.scan_layers(layer, w, x, keys, **options), inputs, cotangents
-    )
-    left = masks(implementation)
-    np.testing.assert_array_equal(ys, 2 * inputs[1] * left)
-    np.testing.assert_array_equal(dx, 2 * left.sum(0))
-    np.testing.assert_array_equal(dw, left @ inputs[1])
-
-
 # Mixed precision.
 
 
@@ -263,3 +177,66 @@ def test_a_layer_is_named_inside_the_users_function(implementation):
     layer = implementation.LAYERS["dense"]
     program = implementation.compile(lambda w, x: implementation.locate_nonfinite(layer, w, x))
     assert int(implementation.to_numpy(program(*from_numpy(implementation, (weights, CASE.x))))) == 1
+
+
+# Complex numbers, and layers without any number of floating point.
+
+TURNS = np.array([[1j, 2 + 1j], [0.5 + 1j, 1 - 1j], [1j, 1]], np.complex64)
+
+
+def phases(o):
+    """Of a complex carry: turned by params; y is the carry."""
+
+    def layer(carry, turn):
+        return carry * turn, carry
+
+    return layer
+
+
+@quick
+@both_forms
+def test_complex_params_are_not_cast(implementation, form):
+    """They are the y of the layer; of the floats beside them the dtype is seen to be the other."""
+
+    def layer(carry, params):
+        return carry, params
+
+    layer = implementation.cast_params(layer, ops(implementation.__name__).bfloat16)
+    params = {"turn": TURNS, "w": np.full((3, 2), 257, np.float32)}
+    arrays = from_numpy(implementation, (params, np.ones(2, np.float32)))
+    ys = to_numpy(implementation, getattr(implementation, form)(layer, *arrays)[1])
+    np.testing.assert_array_equal(ys["turn"], TURNS, strict=True)
+    np.testing.assert_array_equal(ys["w"], np.full((3, 2), 256, ml_dtypes.bfloat16), strict=True)
+
+
+@quick
+def test_a_gate_mixes_complex_carries(implementation):
+    gates = np.array([0.5, 0, 1], np.float32)
+    gated = implementation.gated(layer_of(phases, implementation.__name__))
+    arrays = from_numpy(implementation, (TURNS, np.ones(2, np.complex64), gates))
+    carry, _ = implementation.unroll_layers(gated, *arrays)
+    np.testing.assert_allclose(implementation.to_numpy(carry), (0.5 * TURNS[0] + 0.5) * TURNS[2], rtol=1e-6)
+
+
+@quick
+@pytest.mark.parametrize("value", [complex(np.nan, 1), complex(1, np.nan), complex(1, np.inf), complex(-np.inf, 1)])
+def test_complex_numbers_that_are_not_finite_are_found(implementation, value):
+    layer = layer_of(phases, implementation.__name__)
+    assert located(implementation, layer, TURNS, np.ones(2, np.complex64)) == -1
+    large = np.full(2, 3e38 + 3e38j, np.complex64)  # whose absolute value is infinite
+    assert located(implementation, layer, np.ones((1, 2), np.complex64), large) == -1
+    broken = TURNS.copy()
+    broken[1, 0] = value
+    assert located(implementation, layer, broken, np.ones(2, np.complex64)) == 1
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_layers_without_floats_none_is_named(implementation, reverse):
+    """Nor of those without any number: by the real compiler."""
+
+    def layer(carry, k):
+        return carry + k, None
+
+    k = np.arange(3, dtype=np.int32)
+    assert located(implementation, layer, k, np.zeros((), np.int32), reverse=reverse) == -1
+    assert located(implementation, lambda carry, k: (carry, None), k, None, reverse=reverse) == -1

@@ -7,11 +7,15 @@ Source: https://www.tensorflow.org/guide/random_numbers
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from reference import arguments
+from tf_while.edges import as_leaf
+from tf_while.layers import wide
 from tf_while.stack import scan_layers
 from tf_while.trees import Layer, flatten, floats, is_float, map_arrays
 
@@ -48,16 +52,19 @@ def dropout(array: tf.Tensor, key: tf.Tensor, rate: float) -> tf.Tensor:
     """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone.
 
     XLA draws other numbers from a key than TensorFlow's own kernels: one mask in each."""
+    arguments.check_rate(as_leaf, rate)
     kept = tf.random.stateless_uniform(tf.shape(array), key, alg="philox") < 1 - rate
-    return tf.where(kept, array / (1 - rate), tf.zeros_like(array))
+    return tf.where(kept, tf.math.divide_no_nan(array, tf.cast(1 - rate, array.dtype)), tf.zeros_like(array))
 
 
 def cast_params(layer: Layer, dtype: Any) -> Layer:
-    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer.
+
+    Complex ones are not cast: no half precision holds them."""
 
     def cast(params: Any) -> Any:
         arrays, pack = flatten(params)
-        return pack([tf.cast(a, dtype) if is_float(a) else a for a in arrays])
+        return pack([tf.cast(a, dtype) if a.dtype.is_floating else a for a in arrays])
 
     return lambda carry, params, *x: layer(carry, cast(params), *x)
 
@@ -69,8 +76,8 @@ def locate_nonfinite(
 
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, tf.Tensor]:
         new_carry, y = layer(carry, params, *x)
-        finite = [tf.reduce_all(tf.math.is_finite(a)) for a in floats(flatten((new_carry, y))[0])]
-        return new_carry, tf.reduce_all(tf.stack(finite))
+        parts = [part(a) for a in floats(flatten((new_carry, y))[0]) for part in (tf.math.real, tf.math.imag)]
+        return new_carry, tf.reduce_all(tf.stack([True, *(tf.reduce_all(tf.math.is_finite(a)) for a in parts)]))
 
     _, finite = scan_layers(step, stacked_params, init, xs, reverse=reverse)  # [N]
     order = tf.reverse(finite, [0]) if reverse else finite
@@ -121,15 +128,35 @@ def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list
 
 
 def layer_norms(stacked: Any) -> tf.Tensor:
-    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
-    arrays = floats(flatten(stacked)[0])
-    return tf.sqrt(tf.add_n([tf.reduce_sum(tf.reshape(a, [tf.shape(a)[0], -1]) ** 2, 1) for a in arrays]))
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays.
+
+    In float32 or wider; of complex numbers the absolute values count."""
+    largest, norms = _scaled_norms(stacked)
+    return largest * norms
 
 
 def clip_layers(gradients: Any, max_norm: float) -> Any:
     """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
-    factors = tf.minimum(max_norm / tf.maximum(layer_norms(gradients), TINY), 1)  # [N]
-    return map_arrays(lambda g: g * tf.cast(tf.reshape(factors, [-1, *[1] * (g.shape.rank - 1)]), g.dtype), gradients)
+    largest, norms = _scaled_norms(gradients)
+
+    def clip(g: tf.Tensor) -> tf.Tensor:
+        if not is_float(g):
+            return g
+        scale, norm = (tf.reshape(a, [-1, *[1] * (g.shape.rank - 1)]) for a in (largest, norms))  # [N, ...]
+        by, to = (tf.cast(a, wide(g).dtype) for a in (scale, max_norm / tf.maximum(norm, 1)))
+        return tf.where(scale * norm <= max_norm, g, tf.cast(wide(g) / by * to, g.dtype))
+
+    return map_arrays(clip, gradients)
 
 
-TINY = 1e-30  # a layer without a gradient has no factor
+def _scaled_norms(stacked: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of each layer, [N], about the largest absolute value, and the norm divided by it: no square can overflow."""
+    arrays, _ = flatten(stacked)
+    rows = [*map(wide, floats(arrays))]
+    rows = [tf.reshape(tf.abs(a), [tf.shape(a)[0], tf.reduce_prod(tf.shape(a)[1:])]) for a in rows]  # [N, size]
+    rows = [tf.zeros([tf.shape(arrays[0])[0], 1]), *rows]  # where there are none
+    rows = [tf.cast(row, max((row.dtype for row in rows), key=lambda dtype: dtype.size)) for row in rows]
+    largest = functools.reduce(tf.maximum, [tf.reduce_max(row, 1) for row in rows])
+    limit = largest.dtype.max / 16  # between it and its inverse, so that 1 / largest is a number too
+    largest = tf.stop_gradient(tf.clip_by_value(largest, 1 / limit, limit))
+    return largest, tf.sqrt(tf.add_n([tf.reduce_sum((row / largest[:, None]) ** 2, 1) for row in rows]))

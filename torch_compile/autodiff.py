@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from torch_compile.edges import cached, compile, run_compiled
-from torch_compile.loops import Arrays, Stack, Step, scan, scan_vjp, unrolled, with_floats
+from reference import arguments
+from torch_compile.edges import compile
+from torch_compile.loops import Arrays, Seen, Stack, Step, scan, scan_vjp, unrolled, with_floats
 from torch_compile.primitive import owned
+from torch_compile.programs import run_compiled
 
 Apply = Callable[..., Any]
 
@@ -50,6 +52,7 @@ def differentiable(stack: Stack, stacked: Arrays, init: Arrays) -> tuple[Arrays,
         # So a stack within a layer is unrolled in the backward pass of the stack around it.
         return unrolled(stack.step, stacked, init, stack.reverse)
     keep = torch.is_grad_enabled() and any(array.requires_grad for array in (*stacked, *init))
+    check_seen(stack.seen, runs_twice=keep)
     if torch.compiler.is_compiling() and not keep:  # Dynamo takes no Function without a gradient
         carry, ys, _ = scan(stack, stacked, init, False)
         return carry, ys
@@ -62,13 +65,25 @@ def differentiable(stack: Stack, stacked: Arrays, init: Arrays) -> tuple[Arrays,
     return carry, ys
 
 
+def check_seen(seen: Seen, runs_twice: bool) -> None:
+    """Refuse what the loop cannot do, and what cannot be where the backward pass runs the layer again."""
+    if seen.writes:
+        raise arguments.writes_outside(seen.writes)
+    if seen.reads:
+        raise arguments.complex_outside(seen.reads)
+    if seen.draws and runs_twice:
+        raise arguments.runs_twice(seen.draws)
+    if seen.has_checkpoint and runs_twice:
+        raise arguments.checkpoint_within("torch.utils.checkpoint")
+
+
 class _Stack(torch.autograd.Function):
     """(stacked, init) -> (carry, ys, kept), all as flat arguments."""
 
     @staticmethod
     def forward(stack, counts, keep, *arrays):
         stacked, init, _ = _parts(arrays, counts)
-        outputs = run_compiled(scan, (stack,), stacked, init, (keep,))
+        outputs = run_compiled(scan, stack, stacked, init, keep)
         return tuple(array for arrays in outputs for array in arrays)
 
     @staticmethod
@@ -116,7 +131,7 @@ class _StackVjp(torch.autograd.Function):
     @staticmethod
     def forward(stack, counts, *arrays):
         stacked, _, kept, dcarry, dys = _parts(arrays, counts)
-        outputs = run_compiled(vjp_program, (stack, (len(stacked), len(kept))), [*stacked, *kept, *dys], owned(dcarry))
+        outputs = run_compiled(vjp_program, stack, [*stacked, *kept, *dys], owned(dcarry), len(stacked), len(kept))
         return tuple(array for arrays in outputs for array in arrays)
 
     @staticmethod
@@ -160,14 +175,15 @@ class _StackJvp(_Stack):
 
     @staticmethod
     def jvp(ctx, _stack, _counts, _keep, *tangents):
+        check_seen(ctx.stack.seen, runs_twice=True)
         function, moving = _loop(ctx.stack, ctx.counts, ctx.saved_tensors)
         out = iter(_jvp(function, moving, ctx.saved_tensors, tangents))
         moved = [next(out) if is_float else None for is_float in ctx.is_float]
         return *moved, *[None] * (ctx.num_outputs - len(moved))
 
 
-def vjp_program(stack: Stack, counts: tuple[int, int], arrays: Arrays, dcarry: Arrays) -> tuple[Arrays, Arrays]:
-    stacked, kept, dys = _parts(arrays, counts)
+def vjp_program(stack: Stack, arrays: Arrays, dcarry: Arrays, num_stacked: int, num_kept: int) -> tuple[Arrays, Arrays]:
+    stacked, kept, dys = _parts(arrays, (num_stacked, num_kept))
     return scan_vjp(stack, stacked, kept, dcarry, dys)
 
 
@@ -209,7 +225,6 @@ def _jvp(function: Callable[..., Any], moving: list[int], primals: Any, tangents
     return torch.func.jvp(function, tuple(primals), tuple(tangents))[1]
 
 
-@cached
 def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
     """`step` with tangents behind the arrays of floating point: in carry, slices and y."""
 
@@ -217,7 +232,7 @@ def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
         primals, tangents = [*carry[:num_carries], *slices[:num_slices]], [*carry[num_carries:], *slices[num_slices:]]
 
         def run(*values: torch.Tensor) -> tuple[Any, Any]:
-            arrays = with_floats(primals, values)
+            arrays = with_floats(primals, [value.view_as(value) for value in values])
             outputs = step(arrays[:num_carries], arrays[num_carries:])
             return tuple(tuple(a for a in part if a.is_floating_point()) for part in outputs), outputs
 
@@ -228,7 +243,6 @@ def jvp_step(step: Step, num_carries: int, num_slices: int) -> Step:
     return moved
 
 
-@cached
 def vmap_step(step: Step, is_batched: tuple[bool, ...]) -> Step:
     """`step` for a batch of carries, and of those slices that are batched."""
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -91,55 +88,3 @@ def settings() -> dict[str, str]:
         "float32 matmul precision": torch.get_float32_matmul_precision(),
         "options": ", ".join(f"{name}={OPTIONS[name]}" for name in OPTIONS),
     }
-
-
-def run_compiled(
-    program: Callable[..., Any],
-    static: tuple[Any, ...],
-    stacked: list[torch.Tensor],
-    single: list[torch.Tensor],
-    options: tuple[Any, ...] = (),
-) -> Any:
-    """`program(*static, stacked, single, *options)`, compiled; within the user's own compiled function, inlined.
-
-    One compiled object for each signature, shared by all N >= 2: a single one for everything would stop at torch's
-    limit of eight programs.
-    """
-    if torch.compiler.is_compiling():
-        return program(*static, stacked, single, *options)
-    arrays = [_dense(array.detach()) for array in (*stacked, *single)]
-    memory = [array.untyped_storage()._cdata for array in arrays]
-    # what shares memory is copied: the operator refuses a body that closes over both
-    arrays = [array.clone() if memory.index(memory[i]) < i else array for i, array in enumerate(arrays)]
-    signature = tuple(
-        (array.shape[i < len(stacked) :], tuple(stride == 0 for stride in array.stride()), array.dtype, array.device)
-        for i, array in enumerate(arrays)
-    )
-    compiled = _compiled(program, static, len(stacked), options, signature, BACKEND)
-    for array in arrays[: len(stacked)]:
-        if array.shape[0] >= 2:  # torch specialises on 0 and 1
-            torch._dynamo.maybe_mark_dynamic(array, 0)
-    return compiled(*arrays)
-
-
-def _dense(array: torch.Tensor) -> torch.Tensor:
-    """Contiguous, except that what is expanded stays so: a parameter shared by all layers takes the memory of one."""
-    repeated = [stride == 0 and size > 0 for stride, size in zip(array.stride(), array.shape, strict=True)]
-    one = array[tuple(0 if is_repeated else slice(None) for is_repeated in repeated)]
-    return array if one.is_contiguous() else array.contiguous()
-
-
-def cached(make: Callable[..., Any]) -> Callable[..., Any]:
-    """One object for the same arguments, so that what it leads to is compiled once; Dynamo keeps none."""
-    kept = functools.lru_cache(maxsize=1024)(make)
-    return functools.wraps(make)(lambda *args: make(*args) if torch.compiler.is_compiling() else kept(*args))
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(
-    program: Callable[..., Any], static: tuple[Any, ...], num_stacked: int, options: Any, signature: Any, _: str
-) -> Any:
-    compiler = (os.environ.get("CXX") or "g++").split()[0]
-    if any(device.type == "cpu" for *_, device in signature) and shutil.which(compiler) is None:
-        raise RuntimeError(f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX")
-    return compile(lambda *arrays: program(*static, list(arrays[:num_stacked]), list(arrays[num_stacked:]), *options))

@@ -1,7 +1,7 @@
 """Graph size at three levels: what Dynamo captures, what AOTAutograd lowers to ATen, what Inductor makes of it.
 
-Everything that touches torch's internals is here. A subgraph (the body of a scan) counts once, as often as it runs.
-The compiled level counts calls of kernels, written by Inductor or not: equal kernels are written once, called N times.
+A subgraph (the body of a scan) counts once, as often as it runs. The compiled level counts calls of kernels, written by
+Inductor or not: equal kernels are written once, called N times.
 Source: https://docs.pytorch.org/docs/2.13/torch.compiler_faq.html
 """
 
@@ -105,8 +105,7 @@ def _run(program: Apply, args: tuple[torch.Tensor, ...], cotangent: torch.Tensor
 
 
 def _fresh(apply: Callable[..., Any]) -> Callable[..., Any]:
-    # A function of its own each time, so that nothing compiled before is found again.
-    return lambda *args: apply(*args)
+    return lambda *args: apply(*args)  # of its own each time, so that nothing compiled before is found again
 
 
 def _empty(node: torch.fx.Node | None) -> Any:

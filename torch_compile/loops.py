@@ -18,15 +18,33 @@ from torch_compile.primitive import Arrays, Step, distinct, owned, scan_operator
 Layer = Callable[..., tuple[Any, Any]]
 
 
+class Seen(NamedTuple):
+    """What one run of a layer has shown of it."""
+
+    draws: str = ""  # an operation that draws random numbers
+    writes: str = ""  # one that writes into an array which the layer has not made
+    reads: str = ""  # the dtype of a complex array that it closes over
+    has_loop: bool = False  # one of its own
+    has_checkpoint: bool = False  # torch.utils.checkpoint
+    rule: str = ""  # a derivative of the user's own
+
+
 class Stack(NamedTuple):
-    """What a program depends on beside its arrays; hashable, so that programs are kept by it."""
+    """What a program depends on beside its arrays."""
 
     step: Step
     y_floats: tuple[bool, ...]  # for each y, whether it has a derivative
+    num_params: int  # of the stacked arrays; the others are xs
     reverse: bool = False
     unroll: int = 1
     remat: int = 1  # one carry every so many layers is kept
     wanted: tuple[bool, ...] = ()  # for each stacked array, whether its gradient is asked for
+    seen: Seen = Seen()
+
+    @property
+    def span(self) -> int:
+        """How many layers one step of the loop may hold."""
+        return max(self.unroll, self.remat)
 
 
 def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:
@@ -145,7 +163,7 @@ def _cotangents(
     def body(dcarry: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
         p = count - 1 - j[0]
         carry, (slices, dy) = _at(carries, p), _read(stack, stacked, first + p, dys)
-        function = lambda *values: _floats(stack, with_floats(carry, values), slices)  # noqa: E731
+        function = lambda *values: _floats(stack, with_floats(carry, _viewed(values)), slices)  # noqa: E731
         _, pullback = torch.func.vjp(function, *(c for c in carry if c.is_floating_point()))  # type: ignore[misc]
         before = pullback((*dcarry, *dy))
         if stack.remat > 1:
@@ -164,7 +182,7 @@ def _dslices(
     def body(none: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
         p = count - 1 - j[0] if stack.reverse else j[0]
         carry, (slices, dy) = _at(carries, p), _read(stack, stacked, first + p, dys)
-        function = lambda *values: _floats(stack, carry, _replaced(slices, wanted, values))  # noqa: E731
+        function = lambda *values: _floats(stack, carry, _replaced(slices, wanted, _viewed(values)))  # noqa: E731
         _, pullback = torch.func.vjp(function, *(slices[i] for i in wanted))  # type: ignore[misc]
         return none, list(pullback((*_at(cotangents, count - 1 - p), *dy)))
 
@@ -177,6 +195,13 @@ def _floats(stack: Stack, carry: Arrays, slices: Arrays) -> tuple[torch.Tensor, 
     new_carry, y = stack.step(carry, slices)
     ys = [a for a, is_float in zip(y, stack.y_floats, strict=True) if is_float]
     return (*(new for new, old in zip(new_carry, carry, strict=True) if old.is_floating_point()), *ys)
+
+
+def _viewed(values: Sequence[torch.Tensor]) -> Arrays:
+    """Views: Dynamo loses the derivative of a user's own autograd.Function applied straight to what is differentiated.
+
+    https://github.com/pytorch/pytorch/issues/193279"""
+    return [value.view_as(value) for value in values]
 
 
 def _loop(body: Step, carry: Arrays, first: Any, count: int, unroll: int, like: Arrays) -> tuple[Arrays, Arrays]:
@@ -242,6 +267,6 @@ def with_floats(arrays: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) 
     return [next(rest) if array.is_floating_point() else array for array in arrays]
 
 
-def _replaced(arrays: Arrays, places: list[int], values: tuple[torch.Tensor, ...]) -> Arrays:
+def _replaced(arrays: Arrays, places: list[int], values: Arrays) -> Arrays:
     new = dict(zip(places, values, strict=True))
     return [new.get(i, array) for i, array in enumerate(arrays)]

@@ -13,8 +13,10 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch._guards import TracingContext
-from torch._higher_order_ops.scan import scan
+from torch._guards import TracingContext, active_fake_mode
+from torch._higher_order_ops.scan import scan, scan_op
+from torch._higher_order_ops.utils import redirect_to_mode
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
@@ -31,8 +33,12 @@ def scan_operator(body: Step, carry: Arrays, xs: Arrays, views_of: torch.Tensor 
         new_carry, y = body(carry[:num_carries], x)
         return owned(new_carry or carry), [(x[0] if views_of is None else views_of).new_empty(0), *owned(y)]
 
+    if not torch.compiler.is_compiling() and active_fake_mode() is not None:  # of one step, shapes tell all
+        new_carry, y = body(carry, [a.new_empty(a.shape[1:]) for a in xs])
+        return new_carry, [a.new_empty((xs[0].shape[0], *a.shape)) for a in y]
     if torch.compiler.is_compiling():
         _let_inductor_count()
+        _let_checkpoints_see()
     carry, (_, *ys) = scan(owning, owned(carry) or [xs[0].new_empty(0)], xs)
     return list(carry[:num_carries]), ys
 
@@ -48,6 +54,14 @@ def _let_inductor_count() -> None:
     shapes = context.fake_mode.shape_env if context and context.fake_mode else None
     if shapes is not None:
         shapes.settings = dataclasses.replace(shapes.settings, allow_scalar_outputs=True)
+
+
+@torch.compiler.assume_constant_result
+def _let_checkpoints_see() -> None:
+    """`torch.utils.checkpoint` around a stack: its modes have a rule for other operators, and none for this one."""
+    for mode in (_CachingTorchDispatchMode, _CachedTorchDispatchMode):
+        if mode not in scan_op.python_key_table:
+            redirect_to_mode(scan_op, mode)
 
 
 def owned(arrays: Arrays) -> Arrays:

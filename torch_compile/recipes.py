@@ -7,18 +7,20 @@ Source: https://docs.pytorch.org/docs/2.13/generated/torch.Generator.html
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from torch_compile.edges import DEVICE, cached
+from reference import arguments
+from torch_compile.edges import DEVICE, as_leaf
+from torch_compile.layers import wide
 from torch_compile.loops import Layer
 from torch_compile.stack import scan_layers
 from torch_compile.trees import flatten, flatten_like, map_arrays, unflatten
 
 
-@cached
 def gated(layer: Layer) -> Layer:
     """`gate * layer + (1 - gate) * nothing`: xs are gates [N], or (gates, xs of layer). Differentiable in the gate.
 
@@ -30,7 +32,7 @@ def gated(layer: Layer) -> Layer:
         new_carry, y = layer(carry, params, *rest)
 
         def mix(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-            if not old.is_floating_point():
+            if not (old.is_floating_point() or old.is_complex()):
                 return torch.where(gate == 0, old, new)
             g = gate.to(old.dtype)
             return g * new + (1 - g) * old
@@ -49,12 +51,15 @@ def layer_keys(seed: int, num_layers: int, shape: tuple[int, ...]) -> torch.Tens
 
 def dropout(array: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
     """Zero each element with probability `rate`, divide the others by 1 - rate. The mask depends on the key alone."""
-    return torch.where(key >= rate, array / (1 - rate), 0).to(array.dtype)
+    arguments.check_rate(as_leaf, rate)
+    arguments.check_key(arguments.leaf(as_leaf, "key", key), arguments.leaf(as_leaf, "array", array))
+    return torch.where(key >= rate, array / (1 - rate + (rate == 1)), 0).to(array.dtype)
 
 
-@cached
 def cast_params(layer: Layer, dtype: Any) -> Layer:
-    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer."""
+    """Mixed precision: floating-point params stay in their dtype outside and are cast to `dtype` inside the layer.
+
+    Complex ones are not cast: no half precision holds them."""
 
     def cast(array: torch.Tensor) -> torch.Tensor:
         return array.to(dtype) if array.is_floating_point() else array
@@ -72,17 +77,16 @@ def locate_nonfinite(
     return torch.where(finite.all(), -1, len(order) - 1 - first if reverse else first)
 
 
-@cached
 def _is_finite(layer: Layer) -> Layer:
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, torch.Tensor]:
         new_carry, y = layer(carry, params, *x)
-        floats = [a for a in flatten((new_carry, y))[0] if a.is_floating_point()]
-        return new_carry, torch.stack([torch.isfinite(a).all() for a in floats]).all()
+        floats = [a for a in flatten((new_carry, y))[0] if a.is_floating_point() or a.is_complex()]
+        yes = torch.tensor(True, device=flatten((params, x))[0][0].device)
+        return new_carry, torch.stack([yes, *(torch.isfinite(a).all() for a in floats)]).all()
 
     return step
 
 
-@cached
 def cycled(*layers: Layer) -> Layer:
     """Layers of several kinds as one, whose params and y are tuples, one for each; xs too where there are xs."""
 
@@ -126,15 +130,34 @@ def _in_turn(layers: Sequence[tuple[Layer, Any]], carry: Any) -> tuple[Any, list
 
 
 def layer_norms(stacked: Any) -> torch.Tensor:
-    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays."""
-    arrays = [a for a in flatten(stacked)[0] if a.is_floating_point()]
-    return torch.stack([(a.flatten(1) ** 2).sum(1) for a in arrays]).sum(0).sqrt()
+    """The Euclidean norm of each layer, [N], over all its floating-point arrays: one that is stacked is N arrays.
+
+    In float32 or wider; of complex numbers the absolute values count."""
+    largest, norms = _scaled_norms(stacked)
+    return largest * norms
 
 
 def clip_layers(gradients: Any, max_norm: float) -> Any:
     """Gradients [N, ...], those of a layer scaled down together where their norm is above max_norm."""
-    factors = (max_norm / layer_norms(gradients).clamp(min=TINY)).clamp(max=1)  # [N]
-    return map_arrays(lambda g: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype), gradients)
+    largest, norms = _scaled_norms(gradients)
+
+    def clip(g: torch.Tensor) -> torch.Tensor:
+        if not (g.is_floating_point() or g.is_complex()):
+            return g
+        scale, norm = (a.reshape(-1, *[1] * (g.dim() - 1)) for a in (largest, norms))  # [N, ...]
+        clipped = wide(g) / scale * (max_norm / norm.clamp(min=1))
+        return torch.where(scale * norm <= max_norm, g, clipped.to(g.dtype))
+
+    return map_arrays(clip, gradients)
 
 
-TINY = 1e-30  # a layer without a gradient has no factor
+def _scaled_norms(stacked: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each layer, [N], about the largest absolute value, and the norm divided by it: no square can overflow."""
+    arrays, _ = flatten(stacked)
+    rows = [wide(a) for a in arrays if a.is_floating_point() or a.is_complex()]
+    rows = [a.abs().unsqueeze(1).flatten(1) for a in rows if a.shape[1:].numel()]  # [N, size of a layer's]
+    rows = [torch.zeros(len(arrays[0]), 1, device=arrays[0].device), *rows]  # where there are none
+    largest = functools.reduce(torch.maximum, [row.amax(1) for row in rows])
+    limit = torch.finfo(largest.dtype).max / 16  # between it and its inverse, so that 1 / largest is a number too
+    largest = largest.clamp(1 / limit, limit).detach()
+    return largest, torch.sqrt(sum(((row / largest[:, None]) ** 2).sum(1) for row in rows))  # type: ignore[arg-type]

@@ -20,10 +20,11 @@ import torch
 from reference import arguments
 from torch_compile import loops
 from torch_compile.autodiff import differentiable
+from torch_compile.checks import prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
 from torch_compile.loops import Layer
-from torch_compile.trees import prepare, unflatten
+from torch_compile.trees import unflatten
 
 
 def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -91,8 +92,10 @@ def scan_layers(
 
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
         some number, whatever N is.
-    Limits: remat=False is remat=True: the backward pass recomputes inside a layer. What `layer` closes over is shared
-        by all layers; it is refused if it needs a gradient. Forward mode and second derivatives run layer by layer.
+    Limits: remat=False is remat=True: the backward pass recomputes inside a layer, so that a gradient refuses a layer
+        that draws random numbers. What `layer` closes over is shared by all layers; it is refused if it needs a
+        gradient, is written to or is complex. Forward mode and second derivatives run layer by layer. Called as it
+        stands it is compiled once for all layers that are made of the same (reference/made_of.py).
     """
     flat = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
     with named_scope("scan_layers"):  # the name of the stack in a profile

@@ -16,17 +16,18 @@ import torch
 
 from reference import arguments
 from torch_compile import trees
-from torch_compile.autodiff import differentiable, jvp_step, vjp_program, vmap_step
-from torch_compile.edges import as_leaf, run_compiled
+from torch_compile.autodiff import check_seen, differentiable, jvp_step, vjp_program, vmap_step
+from torch_compile.checks import Flat, check_forward_mode, prepare
+from torch_compile.edges import as_leaf
 from torch_compile.loops import Layer, scan, with_floats
-from torch_compile.trees import Flat
+from torch_compile.programs import run_compiled
 
 
 def vjp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, cotangents: tuple[Any, Any], **options: Any
 ) -> tuple[Any, Any]:
     """Reverse mode. cotangents: (dcarry, dys). Returns (carry, ys), (dstacked_params, dinit, dxs)."""
-    flat = trees.prepare(layer, stacked_params, init, xs, **options)
+    flat = prepare(layer, stacked_params, init, xs, **options)
     outputs, (dslices, dinit) = _vjp(
         flat, lambda outputs: trees.tangents_like("cotangents", cotangents, outputs, OUTPUTS)
     )
@@ -38,7 +39,7 @@ def jvp_layers(
 ) -> tuple[Any, Any]:
     """Forward mode. tangents: (tstacked_params, tinit, txs). Returns (carry, ys), (tcarry, tys)."""
     flat = _jvp_flat(layer, (stacked_params, init, xs), tangents, options)
-    (carry, tcarry), (ys, tys) = trees.outputs(flat, *differentiable(flat.stack, flat.stacked, flat.init))
+    (carry, tcarry), (ys, tys) = flat.outputs(*differentiable(flat.stack, flat.stacked, flat.init))
     return (carry, ys), (tcarry, tys)
 
 
@@ -48,7 +49,7 @@ def vmap_layers(
     """Batching. in_axes: the axis of the batch, or None, for stacked_params, init, xs: (None, 0, None) is a batch of
     inits, (0, None, None) an ensemble of stacks. Returns (carry [B, ...], ys [B, N, ...])."""
     flat = _vmap_flat(layer, (stacked_params, init, xs), in_axes, options)
-    carry, ys = trees.outputs(flat, *differentiable(flat.stack, flat.stacked, flat.init))
+    carry, ys = flat.outputs(*differentiable(flat.stack, flat.stacked, flat.init))
     return carry, trees.swap_axes(ys)
 
 
@@ -112,22 +113,24 @@ INPUTS, OUTPUTS = ("stacked_params", "init", "xs"), ("carry", "ys")
 
 def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Outputs, and (dslices, dinit) for the cotangents of these outputs. Without history, as `torch.autograd.grad`."""
-    carry, ys, kept = run_compiled(scan, (flat.stack,), flat.stacked, flat.init, (True,))
-    outputs = trees.outputs(flat, carry, ys)
+    check_seen(flat.stack.seen, runs_twice=True)
+    carry, ys, kept = run_compiled(scan, flat.stack, flat.stacked, flat.init, True)
+    outputs = flat.outputs(carry, ys)
     dcarry, dys = (
         [ct for ct in trees.flatten_like(structure, tree) if ct is not None]
         for structure, tree in zip((flat.carry, flat.ys), cotangents(outputs), strict=True)
     )
     stack = flat.stack._replace(wanted=tuple(a.is_floating_point() for a in flat.stacked))
-    static = stack, (len(flat.stacked), len(kept))
-    dstacked, dinit = run_compiled(vjp_program, static, [*flat.stacked, *kept, *dys], dcarry)
+    counts = len(flat.stacked), len(kept)
+    dstacked, dinit = run_compiled(vjp_program, stack, [*flat.stacked, *kept, *dys], dcarry, *counts)
     dslices = trees.unflatten(flat.slices, trees.nones(flat.stacked, dstacked))
     return outputs, (dslices, trees.unflatten(flat.carry, trees.nones(flat.init, dinit)))
 
 
 def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:
     """The stack of the layer's jvp: primals and tangents side by side in carry, slices and ys."""
-    flat = trees.prepare(layer, *primals, **options)
+    flat = prepare(layer, *primals, **options)
+    check_forward_mode(flat)
     (stacked_params, init, xs), (tparams, tinit, txs) = (
         primals,
         trees.tangents_like("tangents", tangents, primals, INPUTS),
@@ -135,9 +138,9 @@ def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, option
     stacked, slices = trees.flatten(((stacked_params, xs), (tparams, txs)))
     carry_arrays, carry = trees.flatten((init, tinit))
     is_float = flat.stack.y_floats
-    _, ys = trees.flatten(
-        (trees.unflatten(flat.ys, is_float), trees.unflatten(flat.ys, [floats or None for floats in is_float]))
-    )
+    like = [torch.empty(2) for _ in is_float]
+    moving = [a if floats else None for a, floats in zip(like, is_float, strict=True)]
+    _, ys = trees.flatten((trees.unflatten(flat.ys, like), trees.unflatten(flat.ys, moving)))
     step = jvp_step(flat.stack.step, len(flat.init), len(flat.stacked))
     stack = flat.stack._replace(step=step, y_floats=(*is_float, *filter(None, is_float)))
     return Flat(stack, stacked, carry_arrays, carry, slices, ys)
@@ -149,7 +152,7 @@ def _vmap_flat(
     """The stack of the layer's vmap, the batch at axis 1 of stacked arrays: of all, for gradients of each member."""
     size = arguments.check_batch(as_leaf, dict(zip(INPUTS, inputs, strict=True)), in_axes, cotangents)
     every = cotangents is not None  # members have parameters of their own where they have gradients of their own
-    flat = trees.prepare(layer, *map(trees.member, inputs, in_axes), **options)
+    flat = prepare(layer, *map(trees.member, inputs, in_axes), **options)
     params, init, xs = inputs
     stacked_axis, init_axis, xs_axis = in_axes
     stacked = [*trees.batched(params, stacked_axis, 1, size, every), *trees.batched(xs, xs_axis, 1, size, every)]

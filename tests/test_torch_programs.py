@@ -1,0 +1,183 @@
+"""What torch compiles and keeps where a stack is called as it stands: by what the layer is made of, and open in sizes.
+
+Programs are counted as Dynamo captures them; `test_by_inductor` is the sibling that compiles them as users do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.conftest import loaded
+
+
+@pytest.fixture
+def torch_compile(monkeypatch):
+    """Captured only, unless a test says otherwise: which program serves which call is the question here."""
+    module = loaded("torch_compile")
+    monkeypatch.setattr("torch_compile.edges.BACKEND", "eager")
+    monkeypatch.setattr(importlib.import_module("torch_compile.programs"), "_programs", type(kept())())
+    return module
+
+
+def kept():
+    return importlib.import_module("torch_compile.programs")._programs
+
+
+def captured():
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+@dataclasses.dataclass
+class Scaled:
+    """A layer without a hash, whose value may change."""
+
+    scale: float
+
+    def __call__(self, c, p):
+        return c * p * self.scale, None
+
+    def method(self, c, p):
+        return self(c, p)
+
+
+@functools.cache
+def a_module():
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, c, p):
+            return c * p * self.scale, None
+
+    return Module()
+
+
+def changed_module(scale):
+    a_module().scale = scale
+    return a_module()
+
+
+SCALE = 1.0
+
+
+def reads_a_global(c, p):
+    return c * p * SCALE, None
+
+
+def of_a_global(scale):
+    global SCALE
+    SCALE = scale
+    return reads_a_global
+
+
+CHANGED = Scaled(1.0)
+
+
+def changed(scale):
+    CHANGED.scale = scale
+    return CHANGED
+
+
+LAYERS = {
+    "lambda": lambda scale: lambda c, p: (c * p * scale, None),
+    "default": lambda scale: lambda c, p, scale=scale: (c * p * scale, None),
+    "dataclass": Scaled,
+    "one object": changed,
+    "bound method": lambda scale: Scaled(scale).method,
+    "partial": lambda scale: functools.partial(lambda scale, c, p: (c * p * scale, None), scale),
+    "list": lambda scale: lambda c, p, scales=[scale]: (c * p * scales[0], None),
+    "global": of_a_global,
+    "one module": changed_module,
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_value_is_that_of_the_call_and_an_equal_layer_finds_its_program(torch_compile, kind):
+    import torch
+
+    w, x, before = torch.ones(2), torch.ones(1), captured()
+    for scale in (2.0, 3.0) * 3:
+        y, _ = torch_compile.scan_layers(LAYERS[kind](scale), w, x)
+        assert y.item() == scale**2
+    assert captured() - before == 2
+
+
+def test_more_values_than_torch_keeps_programs_in_one_object(torch_compile):
+    import torch
+
+    rate = torch.ones(1)
+    for scale in range(20):  # torch's limit is 8
+        y, _ = torch_compile.scan_layers(lambda c, p, scale=scale: (c * p * scale * rate, None), torch.ones(2), rate)
+        assert y.item() == scale**2
+
+
+def test_values_that_only_torch_sees(torch_compile):
+    """Of an object of an installed package, attributes deep within are checked at each call by Dynamo."""
+    import torch
+
+    module: Any = torch.nn.Dropout(0.0).eval()
+    for scale in range(12):
+        module.scale = float(scale)
+        y, _ = torch_compile.scan_layers(
+            lambda c, p: (module(c * p) * module.scale, None), torch.ones(2), torch.ones(1)
+        )
+        assert y.item() == scale**2
+
+
+def test_an_array_that_a_layer_reads_is_an_argument_of_its_program(torch_compile):
+    import torch
+
+    before = captured()
+    for scale in range(12):
+        mask = torch.full((1,), float(scale))
+        y, _ = torch_compile.scan_layers(lambda c, p, mask=mask: (c * p * mask, None), torch.ones(2), torch.ones(1))
+        assert y.item() == scale**2
+    assert captured() - before == 1
+
+
+def test_programs_are_bounded_in_number(torch_compile, monkeypatch):
+    import torch
+
+    monkeypatch.setattr("torch_compile.programs.PROGRAMS", 3)
+    for scale in range(6):
+        torch_compile.scan_layers(lambda c, p, scale=scale: (c * p * scale, None), torch.ones(2), torch.ones(1))
+    assert len(kept()) == 3
+
+
+def of_sizes(torch_compile, B, T):
+    """Whether vjp_layers of a batch B of length T is the loop's."""
+    import torch
+
+    draw = torch.Generator().manual_seed(B * 16 + T)
+    w, x, xs = (torch.randn(*size, generator=draw) / 2 for size in ((3, 4, 4), (B, T, 4), (3, B, T, 4)))
+    layer = lambda c, p, x: (torch.tanh(c @ p + x), c.sum((0, 1)))  # noqa: E731
+    ones = torch.ones(B, T, 4), torch.ones(3, 4)
+    (carry, ys), gradients = torch_compile.vjp_layers(layer, w, x, xs, cotangents=ones)
+    leaves = [a.clone().requires_grad_() for a in (w, x, xs)]
+    twin = torch_compile.unroll_layers(layer, *leaves)
+    right = torch.autograd.grad([a.sum() for a in twin], leaves)
+    for a, b in zip((carry, ys, *gradients), (*twin, *right), strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_many_batches_and_lengths_are_a_few_programs(torch_compile):
+    before = captured()
+    for B, T in itertools.product((1, 2, 3, 5, 8), (2, 3, 7)):
+        of_sizes(torch_compile, B, T)
+    # each way one for the first sizes, one with an open length, and with an open batch one for 1 and one for the others
+    assert captured() - before <= 10
+
+
+def test_by_inductor(torch_compile, monkeypatch):
+    monkeypatch.setattr("torch_compile.edges.BACKEND", "inductor")
+    before = captured()
+    for B, T in ((2, 5), (3, 5), (4, 6), (5, 8), (2, 9)):
+        of_sizes(torch_compile, B, T)
+    assert captured() - before <= 6

@@ -1,0 +1,292 @@
+"""The checks of a stack's arguments, and of its layer by one run without values, before any loop is built.
+
+Source: https://docs.pytorch.org/docs/2.13/torch.compiler_fake_tensor.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch._dynamo.eval_frame import skip_code
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._guards import TracingContext
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils.checkpoint import CheckpointFunction
+
+from reference import arguments
+from torch_compile.edges import as_leaf
+from torch_compile.loops import Arrays, Layer, Seen, Stack, Step, with_floats
+from torch_compile.trees import Structure, flatten, flatten_like, unflatten
+
+
+class Flat(NamedTuple):
+    """A stack as flat lists, and the structures to go back."""
+
+    stack: Stack
+    stacked: Arrays
+    init: Arrays
+    carry: Structure
+    slices: Structure
+    ys: Structure
+
+    def outputs(self, carry: Arrays, ys: Arrays) -> tuple[Any, Any]:
+        return unflatten(self.carry, carry), unflatten(self.ys, ys)
+
+
+def prepare(
+    layer: Layer,
+    stacked_params: Any,
+    init: Any,
+    xs: Any,
+    reverse: bool = False,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> Flat:
+    """Check the arguments of a stack, running the layer once on arrays without values, and flatten them.
+
+    Raises:
+        TypeError, ValueError: words in reference/arguments.py
+        RuntimeError: torch.autocast is on: it would change the dtype of the carry, in the forward pass alone
+    """
+    arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
+    stacked, slices = flatten((stacked_params, xs))
+    carry_arrays, carry = flatten(init)
+    device = stacked[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
+        raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
+    y_floats, ys, seen = _run_once(layer, carry, slices, carry_arrays, stacked)
+    num_params = len(flatten(stacked_params)[0])
+    stack = Stack(_step(layer, carry, slices, ys), y_floats, num_params, reverse, unroll, int(remat) or 1, seen=seen)
+    return Flat(stack, stacked, carry_arrays, carry, slices, ys)
+
+
+def call(layer: Layer, carry: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
+    """`layer` of what a step reads: (params, x), where x is None without xs."""
+    params, x = slices
+    return layer(carry, params) if x is None else layer(carry, params, x)
+
+
+def _step(layer: Layer, carry: Structure, slices: Structure, ys: Structure) -> Step:
+    """`layer` on flat lists."""
+
+    def step(carry_arrays: Arrays, slice_arrays: Arrays) -> tuple[Arrays, Arrays]:
+        new_carry, y = call(layer, unflatten(carry, carry_arrays), unflatten(slices, slice_arrays))
+        return flatten_like(carry, new_carry), flatten_like(ys, y)
+
+    return step
+
+
+def _never_alone(function: Any) -> Any:
+    """Dynamo may trace it into a program, but not compile it by itself, where it has given up on the caller."""
+    skip_code(function.__code__)
+    return function
+
+
+@_never_alone
+def _run_once(
+    layer: Layer, carry: Structure, slices: Structure, init: Arrays, stacked: Arrays
+) -> tuple[tuple[bool, ...], Structure, Seen]:
+    """For each y whether it is of floating point, the structure of ys, and what else one run of the layer shows."""
+
+    def without_values() -> tuple[Any, Any]:
+        arrays, read = _empty(init, stacked)
+        return unflatten(carry, arrays), unflatten(slices, read)
+
+    def run(first: Any, read: Any) -> tuple[tuple[bool, ...], Structure]:
+        output = call(layer, first, read)
+        arguments.check_layer(as_leaf, first, output)
+        if any(array.requires_grad for array in pytree.tree_leaves(output) if array is not None):
+            raise arguments.closed_over()  # nothing it was given requires a gradient
+        arrays, ys = flatten(output[1])
+        return tuple(a.is_floating_point() for a in arrays), ys
+
+    if torch.compiler.is_compiling():  # Dynamo's tensors have no values already
+        start = _num_nodes()
+        given = without_values()
+        first = _num_nodes()
+        y_floats, ys = run(*given)
+        return y_floats, ys, Seen(*_taken_back(start, first))
+    return _eagerly(without_values, run)
+
+
+@torch.compiler.disable
+def _eagerly(without_values: Callable[[], Any], run: Callable[..., Any]) -> tuple[tuple[bool, ...], Structure, Seen]:
+    if isinstance(around := _get_current_dispatch_mode(), _Recorder):
+        around.seen["has_loop"] = True
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        given = without_values()
+        with _Recorder(given) as recorder, _rules() as rules:
+            y_floats, ys = run(*given)
+    return y_floats, ys, Seen(**recorder.seen, has_checkpoint=CheckpointFunction in rules)
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operation of PyTorch that runs."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {}
+        self.given = {id(a) for a in _tensors(given)}
+        self.outputs: list[torch.Tensor] = []  # kept, so that no other gets their addresses
+        self.made: list[torch.Tensor] = []  # those in memory of their own
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = operator(*args, **(kwargs or {}))
+        if isinstance(operator, HigherOrderOperator):
+            self.seen["has_loop"] = True
+            return outputs
+        schema = operator._schema.arguments
+        given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+        given |= {argument.name: value for argument, value in zip(schema, args, strict=False)} | (kwargs or {})
+        # by their schema: with a rate of 0, or not in training, they draw nothing
+        is_off = any(given.get(name) == 0 for name in ("p", "dropout_p", "train", "training"))
+        if torch.Tag.nondeterministic_seeded in operator.tags and not is_off:
+            self.seen["draws"] = str(operator)
+        inputs, own = _tensors(given), {_memory(a) for a in self.made}
+        known = self.given | {id(a) for a in self.outputs}
+        if closed_over := [a for a in inputs if a.is_complex() and id(a) not in known]:
+            self.seen["reads"] = str(closed_over[0].dtype).removeprefix("torch.")
+        written = [given.get(a.name) for a in schema if a.alias_info and a.alias_info.is_write]
+        if given.get("training"):  # what the schema of batch norm does not say
+            written += [given.get("running_mean"), given.get("running_var")]
+        if any(_memory(a) not in own for a in _tensors(written)):
+            self.seen["writes"] = str(operator)
+        self.outputs += _tensors(outputs)
+        self.made += [a for a in _tensors(outputs) if _memory(a) not in map(_memory, inputs)]
+        return outputs
+
+
+@contextlib.contextmanager
+def _rules() -> Iterator[set[Any]]:
+    """The user's own autograd.Functions that are applied in here, and torch's own for a checkpoint."""
+    rules = set()
+    apply = torch.autograd.Function.__dict__["apply"]
+
+    def recorded(rule: Any, *args: Any, **options: Any) -> Any:
+        if not rule.__module__.startswith("torch_compile."):
+            rules.add(rule)
+        return apply.__func__(rule, *args, **options)
+
+    def checkpointed(*args: Any, **options: Any) -> Any:
+        rules.add(CheckpointFunction)
+        return without_reentrant(*args, **options)
+
+    without_reentrant = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    with (
+        patch.object(torch.autograd.Function, "apply", classmethod(recorded)),
+        patch.object(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", checkpointed),
+    ):
+        yield rules
+    for rule in rules:
+        if has_jvp(rule):  # which Dynamo refuses to look into
+            torch._dynamo.allow_in_graph(rule)
+
+
+def has_jvp(rule: Any) -> bool:
+    return rule.jvp is not torch.autograd.Function.jvp
+
+
+@_never_alone
+def check_forward_mode(flat: Flat) -> None:
+    """Refuse a user's own derivative without a rule for forward mode: Dynamo would differentiate its forward code."""
+    missing = _differentiated(flat) if torch.compiler.is_compiling() else _applied(flat)
+    if missing:
+        raise arguments.no_forward_mode(missing)
+
+
+@torch.compiler.disable
+def _applied(flat: Flat) -> str:
+    with FakeTensorMode(allow_non_fake_inputs=True), _rules() as rules:
+        flat.stack.step(*_empty(flat.init, flat.stacked))
+    return "".join(rule.__name__ for rule in rules if not has_jvp(rule))
+
+
+def _differentiated(flat: Flat) -> str:
+    start = _num_nodes()
+    carry, slices = _empty(flat.init, flat.stacked)
+
+    def run(*values: torch.Tensor) -> Any:  # only what is differentiated shows its rule
+        arrays = with_floats([*carry, *slices], [value.view_as(value) for value in values])
+        outputs = flat.stack.step(arrays[: len(carry)], arrays[len(carry) :])
+        return [a for part in outputs for a in part if a.is_floating_point()]
+
+    torch.func.vjp(run, *(a for a in (*carry, *slices) if a.is_floating_point()))
+    return _taken_back(start, start)[-1]
+
+
+def _empty(init: Arrays, stacked: Arrays) -> tuple[Arrays, Arrays]:
+    carry = [torch.empty(c.shape, dtype=c.dtype, device=c.device) for c in init]
+    return carry, [torch.empty(a.shape[1:], dtype=a.dtype, device=a.device) for a in stacked]
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _memory(array: torch.Tensor) -> int:
+    while torch._C._functorch.is_functorch_wrapped_tensor(array):
+        array = torch._C._functorch.get_unwrapped(array)
+    return array.untyped_storage()._cdata
+
+
+# Within a user's own compiled function the run of the layer is traced into the program. It is looked at and taken out
+# again: it would run once more at every call, on arrays that hold anything.
+
+
+@torch.compiler.assume_constant_result  # so it runs while a program is traced
+def _num_nodes() -> int:
+    return len(_graph().nodes)
+
+
+@torch.compiler.assume_constant_result
+def _taken_back(start: int, first: int) -> tuple[Any, ...]:
+    """What the nodes from `first` on show, and nothing left of those from `start` on."""
+    nodes = list(_graph().nodes)
+    given = [node.meta.get("example_value") for node in nodes[start:first]]
+    with TracingContext.get().fake_mode, _Recorder(given) as recorder:  # type: ignore[union-attr]
+        _replay([node for node in nodes[first:] if node.op != "placeholder"], recorder)
+    for node in reversed([node for node in nodes[start:] if node.op != "placeholder"]):
+        _graph().erase_node(node)
+    return tuple(Seen(**recorder.seen))
+
+
+def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
+    """Run the nodes on arrays without values, as Dynamo has."""
+    values: dict[torch.fx.Node, Any] = {}
+    modules = InstructionTranslator.current_tx().output.nn_modules
+    for node in nodes:
+        values[node] = node.meta.get("example_value")
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, n.meta.get("example_value")))
+        if str(node.target) == "autograd_function_apply":
+            recorder.seen["rule"] = "the autograd.Function"
+        elif isinstance(node.target, HigherOrderOperator):
+            is_checkpoint = str(node.target) == "tag_activation_checkpoint"
+            recorder.seen["has_checkpoint" if is_checkpoint else "has_loop"] = True
+            for used in node.all_input_nodes:
+                if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
+                    _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)
+        elif node.op in ("call_function", "call_method") and not _is_level(node.target):
+            function = node.target if callable(node.target) else getattr(args[0], node.target)
+            with contextlib.suppress(Exception):  # what cannot be looked at by itself, torch.func in a layer
+                values[node] = function(*(args if callable(node.target) else args[1:]), **kwargs)
+
+
+LEVELS = ("torch._C._functorch", "torch._C._autograd", "torch._functorch", "torch.autograd")
+
+
+def _is_level(target: Any) -> bool:
+    """Whether it opens or closes a level of torch.func, which is not done twice."""
+    return str(getattr(target, "__module__", "")).startswith(LEVELS)
+
+
+def _graph() -> torch.fx.Graph:
+    return InstructionTranslator.current_tx().output.current_tracer.graph

@@ -1,0 +1,103 @@
+"""What is compiled and kept, where a stack is called as it stands. JAX needs none of it: `jax.jit` does it.
+
+A program is kept by what the layer is made of (`reference/made_of.py`) and by the shapes of the parameters. An equal
+layer, a fresh lambda too, finds its program; a value that it reads and that has changed since makes another. Dynamo
+checks at every call what it has read in the layer, also what `made_of` cannot see: nothing is ever stale. A batch, a
+length or a number of layers that changes is left open in the program, and then any other serves.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch._guards import active_fake_mode
+
+from reference.made_of import Same, made_of
+from torch_compile import edges
+from torch_compile.loops import Arrays, Stack
+
+PROGRAMS = 128  # those used last
+_programs: OrderedDict[Hashable, _Program] = OrderedDict()
+
+
+def run_compiled(program: Callable[..., Any], stack: Stack, stacked: Arrays, single: Arrays, *options: Any) -> Any:
+    """`program(stack, stacked, single, *options)`, compiled; within the user's own compiled function, inlined, and of
+    arrays without values, as it is.
+
+    stacked: arrays [N, ...]; the first of them are parameters, as many as the stack says."""
+    if torch.compiler.is_compiling() or active_fake_mode() is not None:
+        return program(stack, stacked, single, *options)
+    arrays = _apart([_dense(array.detach()) for array in (*stacked, *single)])
+    num_layers = tuple(a.shape[0] for a in arrays[: len(stacked)] if a.shape[0] <= stack.span)
+    parts = tuple(_kind(part) for part in made_of((program, stack, options)))
+    sizes = tuple(tuple(a.shape[1:]) for a in arrays[: stack.num_params])
+    kinds = tuple((a.dtype, a.device, *(stride == 0 for stride in a.stride())) for a in arrays)
+    key = parts, num_layers, sizes, kinds, len(stacked), edges.BACKEND
+    kept = _programs.pop(key, None) or _Program(program, stack, len(stacked), arrays)
+    try:
+        return kept.run(stack, options, arrays)
+    finally:
+        _programs[key] = kept
+        while len(_programs) > PROGRAMS:
+            _programs.popitem(last=False)
+
+
+def _kind(part: Any) -> Any:
+    """An array that a layer closes over is an argument of its program: of another, only the kind must be the same."""
+    array = part.refer() if isinstance(part, Same) else None
+    return (array.dtype, array.shape, array.device) if isinstance(array, torch.Tensor) else part
+
+
+class _Program:
+    """One compiled object. torch keeps up to eight programs in it: the second size of a batch makes an open one."""
+
+    def __init__(self, program: Callable[..., Any], stack: Stack, num_stacked: int, arrays: Arrays) -> None:
+        compiler = (os.environ.get("CXX") or "g++").split()[0]
+        if any(array.device.type == "cpu" for array in arrays) and shutil.which(compiler) is None:
+            raise RuntimeError(
+                f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX"
+            )
+        self.program, self.span, self.num_stacked, self.has_loop = program, stack.span, num_stacked, stack.seen.has_loop
+        self.shapes = [array.shape for array in arrays]  # of the first call
+        self.open = {(i, 0) for i in range(num_stacked)}
+        self.compiled = self._compile()
+
+    def _compile(self) -> Callable[..., Any]:
+        program, count = self.program, self.num_stacked
+        # A loop in a loop: the C++ wrapper of torch 2.13 calls a function that is not there, aoti_torch_item_bool.
+        without = {"cpp_wrapper": False} if self.has_loop else {}
+        return edges.compile_with(
+            edges.OPTIONS | without,
+            lambda stack, options, *arrays: program(stack, list(arrays[:count]), list(arrays[count:]), *options),
+        )
+
+    def run(self, stack: Stack, options: tuple[Any, ...], arrays: Arrays) -> Any:
+        for i, (array, shape) in enumerate(zip(arrays, self.shapes, strict=True)):
+            self.open.update((i, axis) for axis in range(array.dim()) if array.shape[axis] != shape[axis])
+        for i, axis in self.open:
+            # torch specialises on 0 and 1; and where not more layers than a step holds, there is no loop
+            if arrays[i].shape[axis] > (self.span if axis == 0 and i < self.num_stacked else 1):
+                torch._dynamo.maybe_mark_dynamic(arrays[i], axis)
+        try:
+            return self.compiled(stack, options, *arrays)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight programs: begin again
+            self.compiled = self._compile()
+            return self.compiled(stack, options, *arrays)
+
+
+def _dense(array: torch.Tensor) -> torch.Tensor:
+    """Contiguous, except that what is expanded stays so: a parameter shared by all layers takes the memory of one."""
+    repeated = [stride == 0 and size > 0 for stride, size in zip(array.stride(), array.shape, strict=True)]
+    one = array[tuple(0 if is_repeated else slice(None) for is_repeated in repeated)]
+    return array if one.is_contiguous() else array.contiguous()
+
+
+def _apart(arrays: Arrays) -> Arrays:
+    """A copy of what shares memory with another: the operator refuses a body that closes over both."""
+    memory = [array.untyped_storage()._cdata for array in arrays]
+    return [array.clone() if memory.index(memory[i]) < i else array for i, array in enumerate(arrays)]
