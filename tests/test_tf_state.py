@@ -1,4 +1,4 @@
-"""A layer of tf_while that draws random numbers or writes state: right where it runs once, refused where it runs twice."""
+"""A layer of tf_while that draws random numbers or writes state: right where it runs once, else refused."""
 
 from __future__ import annotations
 
