@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from reference import arguments
-from torch_compile.edges import as_leaf, cached
+from torch_compile.edges import as_leaf, cached, plain
 from torch_compile.loops import Arrays, Layer, Stack, Step
 
 
@@ -122,7 +122,7 @@ def nones(arrays: Arrays, values: Any) -> list[torch.Tensor | None]:
 
 
 def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
-    leaves, spec = pytree.tree_flatten(tree)
+    leaves, spec = pytree.tree_flatten(_known(tree))
     return [leaf for leaf in leaves if leaf is not None], Structure(spec, tuple(leaf is not None for leaf in leaves))
 
 
@@ -133,8 +133,13 @@ def unflatten(structure: Structure, arrays: Sequence[Any]) -> Any:
 
 def flatten_like(structure: Structure, tree: Any) -> list[Any]:
     """The leaves of `tree` in the order of `structure`, whose arrays may be None here: a dict keeps no order."""
-    leaves = structure.spec.flatten_up_to(tree)
+    leaves = structure.spec.flatten_up_to(_known(tree))
     return [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
+
+
+def _known(tree: Any) -> Any:
+    """`tree` of containers that torch's pytree knows."""
+    return pytree.tree_map(lambda leaf: leaf if plain(leaf) is leaf else _known(plain(leaf)), tree)
 
 
 def outputs(flat: Flat, carry: Arrays, ys: Arrays) -> tuple[Any, Any]:
@@ -142,7 +147,7 @@ def outputs(flat: Flat, carry: Arrays, ys: Arrays) -> tuple[Any, Any]:
 
 
 def map_arrays(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), tree)
+    return pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), _known(tree))
 
 
 def member(tree: Any, axis: int | None) -> Any:
