@@ -17,7 +17,7 @@ import numpy as np
 
 from implementations.interface import Array, Tree
 from implementations.layer_names import check_axis, layers_along, stack_axis, stack_plan, unstack_plan
-from reference.arguments import Leaf, check_like, leaves
+from reference.arguments import Leaf, branch, check_like, leaves
 
 
 def stack_params(trees: Sequence[Tree], axis: int = 0) -> Tree:
@@ -53,7 +53,7 @@ def stack_params(trees: Sequence[Tree], axis: int = 0) -> Tree:
     if not first:
         raise ValueError("layer 0: expected at least one array, got none")
     for i, tree in enumerate(trees):
-        check_like(lambda array: _leaf("", array), f"layer {i}", tree, trees[0], "layer 0")
+        check_like(lambda one: branch(one) or _leaf("", one), f"layer {i}", tree, trees[0], "layer 0")
     for path, array in first:
         stack_axis(path, array.shape, axis)
     return _stacked("", trees, axis)

@@ -41,9 +41,24 @@ def to_numpy(array: jax.Array) -> np.ndarray:
     return np.array(array)
 
 
-def as_leaf(value: Any) -> arguments.Leaf | None:
-    """Shape and dtype, for the checks of arguments; None for what is no array of JAX."""
-    return arguments.Leaf(value.shape, value.dtype.name) if isinstance(value, jax.Array) else None
+def as_leaf(value: Any) -> arguments.Leaf | arguments.Branch | None:
+    """Shape and dtype of an array, or a container that JAX knows, for the checks of arguments; else None."""
+    if isinstance(value, jax.Array):
+        return arguments.Leaf(value.shape, value.dtype.name)
+    children, structure = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda part: part is not value)
+    node = structure.node_data()  # type: ignore[attr-defined]
+    if node is None:  # a leaf to JAX
+        return None
+    kind, static = node
+    named = tuple((_key(path[0]), child) for path, child in children)
+    has_fields = any(isinstance(path[0], jax.tree_util.GetAttrKey) for path, _ in children)
+    form = "{}" if issubclass(kind, dict) else "." if has_fields else "[]" if kind is list else "()"
+    return arguments.Branch(kind, form, named, None if kind is dict else static)
+
+
+def _key(key: Any) -> Any:
+    """Of a child in its container, as JAX has it."""
+    return next((getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)), key)
 
 
 def wait(value: Any) -> Any:

@@ -1,27 +1,18 @@
 """What valid input is, and the words of every error: one place, no framework, so that all frameworks say the same.
 
-A framework folder describes its arrays as `Leaf(shape, dtype)`; sizes unknown at trace time are None and pass. Every
-message reads "argument: expected ..., got ...". ValueError is for shapes, TypeError for types and dtypes. Values are
-never looked at: NaN and infinity pass through.
+A framework folder describes its arrays as `Leaf(shape, dtype)`, its containers as `Branch`; sizes unknown at trace time
+are None and pass. Every message reads "argument: expected ..., got ...". ValueError is for shapes, TypeError for types
+and dtypes. Values are never looked at: NaN and infinity pass through.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
+
+from reference.containers import AsLeaf, Branch, Leaf, branch, described, leaves, structure  # noqa: F401
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-class Leaf(NamedTuple):
-    """Shape and dtype of one array; `shape` is None where even the rank is unknown, a size is None where it is."""
-
-    shape: tuple[int | None, ...] | None
-    dtype: str
-
-
-AsLeaf: TypeAlias = Callable[[Any], Leaf | None]  # None: no array of this framework
 
 
 def not_an_array(name: str, value: object) -> TypeError:
@@ -79,7 +70,7 @@ def leaf(as_leaf: AsLeaf, name: str, value: Any) -> Leaf:
         TypeError: that of `not_an_array`
     """
     found = as_leaf(value)
-    if found is None:
+    if not isinstance(found, Leaf):
         raise not_an_array(name, value)
     return found
 
@@ -126,10 +117,10 @@ def check_scan(
     _check_count("unroll", unroll, "an int of at least 1")
     if not isinstance(remat, bool):
         _check_count("remat", remat, "False, True or an int of at least 1")
-    for path, value in leaves("init", init):
+    for path, value in leaves("init", init, as_leaf):
         leaf(as_leaf, path, value)
     first, num_layers = "", None
-    for path, value in (*leaves("stacked_params", stacked_params), *leaves("xs", xs)):
+    for path, value in (*leaves("stacked_params", stacked_params, as_leaf), *leaves("xs", xs, as_leaf)):
         shape = leaf(as_leaf, path, value).shape
         if shape == ():
             raise ValueError(f"{path}: expected a leading axis of layers, got shape ()")
@@ -152,9 +143,9 @@ def check_layer(as_leaf: AsLeaf, init: Any, output: Any) -> None:
         ValueError: those of `check_like`
     """
     if not (isinstance(output, tuple) and len(output) == 2):
-        raise TypeError(f"layer: expected a pair (new_carry, y), got {_described(as_leaf, output)}")
+        raise TypeError(f"layer: expected a pair (new_carry, y), got {described(as_leaf, output, _typed)}")
     new_carry, y = output
-    for path, value in leaves("y", y):
+    for path, value in leaves("y", y, as_leaf):
         leaf(as_leaf, path, value)
     check_like(as_leaf, "carry", new_carry, init, "init")
 
@@ -166,10 +157,11 @@ def check_like(as_leaf: AsLeaf, path: str, tree: Any, like: Any, of: str, only_f
 
     Raises:
         TypeError: "carry['h']: expected float32[4] (that of init), got float64[4]",
-            "carry: expected (*, *) (that of init), got [*, *]"
+            "carry: expected (*, *) (that of init), got [*, *]", "carry: expected Point(x=*, y=*) (that of init), got
+            Point(y=*, x=*)"
         ValueError: "carry['h']: expected float32[4] (that of init), got float32[8]"
     """
-    before, after = dict(leaves(path, like)), dict(leaves(path, tree))
+    before, after = dict(leaves(path, like, as_leaf)), dict(leaves(path, tree, as_leaf))
     for where in dict.fromkeys((*before, *after)):
         old, new = (leaf(as_leaf, where, found[where]) if where in found else None for found in (before, after))
         if only_floats and old is not None and not is_float(old):
@@ -181,8 +173,11 @@ def check_like(as_leaf: AsLeaf, path: str, tree: Any, like: Any, of: str, only_f
             only_shape = old is not None and new is not None and old.dtype == new.dtype
             kind = ValueError if only_shape else TypeError
             raise kind(f"{where}: expected {shown[0]} (that of {of}), got {shown[1]}")
-    if not only_floats and (old_tree := _described(None, like)) != (new_tree := _described(None, tree)):
-        raise TypeError(f"{path}: expected {old_tree} (that of {of}), got {new_tree}")
+    structures = structure(as_leaf, like, is_float if only_floats else bool), structure(as_leaf, tree)
+    if structures[0] != structures[1]:
+        shown = [described(as_leaf, one, lambda array: "*") for one in (like, tree)]
+        another = "another " if shown[0] == shown[1] else ""  # class of that name, or with other static fields
+        raise TypeError(f"{path}: expected {shown[0]} (that of {of}), got {another}{shown[1]}")
 
 
 def check_tangents(as_leaf: AsLeaf, name: str, tangents: Any, primals: tuple[Any, ...], of: tuple[str, ...]) -> None:
@@ -193,7 +188,7 @@ def check_tangents(as_leaf: AsLeaf, name: str, tangents: Any, primals: tuple[Any
         ValueError: those of `check_like`
     """
     if not (isinstance(tangents, tuple) and len(tangents) == len(primals)):
-        raise TypeError(f"{name}: expected a tuple of {', '.join(of)}, got {_described(as_leaf, tangents)}")
+        raise TypeError(f"{name}: expected a tuple of {', '.join(of)}, got {described(as_leaf, tangents, _typed)}")
     for i, (tangent, primal, primal_name) in enumerate(zip(tangents, primals, of, strict=True)):
         if tangent is not None:
             check_like(as_leaf, f"{name}[{i}]", tangent, primal, primal_name, only_floats=True)
@@ -218,7 +213,7 @@ def check_rate(as_leaf: AsLeaf, rate: Any) -> None:
         TypeError: "rate: expected a number from 0 to 1, got '0.5'"
         ValueError: "rate: expected a number from 0 to 1, got 1.5"
     """
-    if as_leaf(rate) is not None:
+    if isinstance(as_leaf(rate), Leaf):
         return
     if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
         raise TypeError(f"rate: expected a number from 0 to 1, got {rate!r}")
@@ -259,7 +254,7 @@ def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any, cotangents
         (f"cotangents[{i}]", tree, 0) for i, tree in enumerate(cotangents if isinstance(cotangents, tuple) else ())
     ]
     for name, tree, axis in along:
-        for path, value in leaves(name, tree) if axis is not None else ():
+        for path, value in leaves(name, tree, as_leaf) if axis is not None else ():
             shape = leaf(as_leaf, path, value).shape or ()
             size = shape[axis] if -len(shape) <= axis < len(shape) else None
             if size is None or _differ(size, batch):
@@ -270,33 +265,6 @@ def check_batch(as_leaf: AsLeaf, trees: dict[str, Any], in_axes: Any, cotangents
     if batch is None or not any(axis is not None for axis in axes):
         raise ValueError(f"in_axes: expected at least one axis, got {in_axes!r}")
     return batch
-
-
-def leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of nested dicts, tuples and lists; None holds no leaf. Keys in order, so that paths compare."""
-    if isinstance(tree, dict):
-        for key in sorted(tree, key=str):
-            yield from leaves(f"{path}[{key!r}]", tree[key])
-    elif isinstance(tree, (tuple, list)):
-        for i, item in enumerate(tree):
-            yield from leaves(f"{path}[{i}]", item)
-    elif tree is not None:
-        yield path, tree
-
-
-def _described(as_leaf: AsLeaf | None, tree: Any) -> str:
-    """A tree as Python writes it, with dtype[shape] for each array; without `as_leaf` a star for each leaf."""
-    if isinstance(tree, dict):
-        return f"{{{', '.join(f'{key!r}: {_described(as_leaf, tree[key])}' for key in sorted(tree, key=str))}}}"
-    if isinstance(tree, tuple):
-        items = ", ".join(_described(as_leaf, item) for item in tree)
-        return f"({items},)" if len(tree) == 1 else f"({items})"
-    if isinstance(tree, list):
-        return f"[{', '.join(_described(as_leaf, item) for item in tree)}]"
-    if tree is None or as_leaf is None:
-        return "None" if tree is None else "*"
-    array = as_leaf(tree)
-    return type(tree).__name__ if array is None else _typed(array)
 
 
 def _typed(array: Leaf) -> str:

@@ -73,7 +73,8 @@ def words(name):
 
 def layer(implementation, make):
     """A layer of this probe's own, so that no program compiled for another test is found again."""
-    return make(ops(implementation.__name__))
+    made, own = make(ops(implementation.__name__)), object()
+    return lambda *args, own=own: made(*args)
 
 
 # Values and gradients of `scan_layers`.

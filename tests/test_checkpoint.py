@@ -176,12 +176,12 @@ TREE_ERRORS = {
     "named tuple": (
         lambda: stack_params([{"a": Pair(zeros(4), zeros(4))}, {"a": (zeros(4), zeros(4))}]),
         TypeError,
-        "layer 1['a']: expected Pair (that of layer 0), got tuple",
+        "layer 1['a'].w: expected float32[4] (that of layer 0), got no array",
     ),
     "ordered dict": (
         lambda: stack_params([W, OrderedDict(W)]),
         TypeError,
-        "layer 1: expected dict (that of layer 0), got OrderedDict",
+        "layer 1: expected {'w': *} (that of layer 0), got OrderedDict({'w': *})",
     ),
     "shape": (
         lambda: stack_params([[W], [W], [{"w": zeros(8)}]]),

@@ -16,7 +16,7 @@ from reference import training
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp, tree_map
 from tests import outside
 from tests.conftest import loaded
-from tests.dialect import from_numpy, ops
+from tests.dialect import from_numpy, ops, pullback
 from tests.probes import STEP, TX, B, N, W, X, assert_close, quick_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +233,26 @@ def test_one_exported_program():
         assert implementation.to_numpy(y).tolist() == apply_layers(weights, START).tolist()
 
 
+def test_the_frameworks_compilers_take_a_stack_as_they_come(implementation):
+    """The sentence's code, by the real compilers: the value, and the gradient from outside."""
+    name = implementation.__name__
+    sentence = re.search(r"without an option: (.*?)\.\n\n", README, re.DOTALL)[1]  # type: ignore[index]
+    (code,) = (code for code in re.findall(r"`([^`]+)`", sentence) if code.startswith(LANGUAGES[name]))
+    weights, x = from_numpy(implementation, (W, X))
+
+    def loss(weights, x):
+        return ops(name).sum(implementation.scan_apply_layers(weights, x) ** 2) / 2
+
+    compiled = evaluators()[name](code, {"weights": weights, "x": x, "loss": loss}, "")
+    value, gradients = pullback(implementation, compiled, [W, X], np.float64(1))
+    right = apply_layers(W, X)
+    assert_close(implementation, from_numpy(implementation, value), (right**2).sum() / 2)
+    assert_close(implementation, from_numpy(implementation, list(gradients)), [*apply_layers_vjp(W, X, right)[1:]])
+
+
+LANGUAGES = {"jax_scan": "jax.", "torch_compile": "torch.", "tf_while": "tf."}
+
+
 # The same thing in three languages.
 
 ROW = re.compile(r"^\| ([\w ]+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
@@ -278,11 +298,14 @@ def test_row_of_the_table(implementation, what):
     names = {"weights": weights, "x": x, "tweights": tweights, "tx": tx, "batch": batch, "d": d, "w": weights[0]}
     names["stack"] = implementation.scan_apply_layers
     names["loss"] = lambda weights, x: ops(name).sum(implementation.scan_apply_layers(weights, x) ** 2) / 2
-    evaluate = {"jax_scan": evaluate_jax, "torch_compile": evaluate_torch, "tf_while": evaluate_tf}[name]
     with quick_compiler(implementation):
-        result = evaluate(CODE[what, name][0], names, what)
+        result = evaluators()[name](CODE[what, name][0], names, what)
     if what in RIGHT:
         assert_close(implementation, result, RIGHT[what]())
+
+
+def evaluators():
+    return {"jax_scan": evaluate_jax, "torch_compile": evaluate_torch, "tf_while": evaluate_tf}
 
 
 def evaluate_jax(code, names, _):

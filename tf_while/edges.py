@@ -96,11 +96,17 @@ def to_numpy(array: tf.Tensor) -> np.ndarray:
     return np.array(array.numpy())  # of a single number .numpy() is no array
 
 
-def as_leaf(value: Any) -> arguments.Leaf | None:
-    """Shape and dtype, for the checks of arguments; None for what is no array of TensorFlow."""
-    if not isinstance(value, (tf.Tensor, tf.Variable)):
-        return None
-    return arguments.Leaf(None if value.shape.rank is None else tuple(value.shape), value.dtype.name)
+def as_leaf(value: Any) -> arguments.Leaf | arguments.Branch | None:
+    """Shape and dtype of an array, or a container that tf.nest knows, for the checks of arguments; else None.
+
+    A variable is an array, Keras's too; what tf.Module makes of a dict or a list that it is given is one still."""
+    if isinstance(value, tf.__internal__.types.Tensor):
+        shape = tf.TensorShape(value.shape)
+        return arguments.Leaf(None if shape.rank is None else tuple(shape), tf.as_dtype(value.dtype).name)
+    found = arguments.branch(value)
+    if found is None or found.kind.__module__ != "tensorflow.python.trackable.data_structures":
+        return found
+    return found._replace(kind=dict if found.form == "{}" else list)
 
 
 def wait(value: Any) -> Any:

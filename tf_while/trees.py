@@ -215,7 +215,7 @@ def as_program(
     any_depth = [i in deep for i, tree in enumerate(trees) for _ in flatten(tree)[0]]
     shapes = [[None, *a.shape[1:]] if any_n else a.shape for a, any_n in zip(arrays, any_depth, strict=True)]
     specs = [tf.TensorSpec(shape, a.dtype) for shape, a in zip(shapes, arrays, strict=True)]
-    key = run, made_of.made_of(static), repr(pack(specs))
+    key = run, made_of.made_of(static), arguments.structure(as_leaf, trees), repr(specs)
     if key not in _PROGRAMS:
         program = tf.function(lambda *arrays: run(*static, *pack(arrays)), input_signature=specs, autograph=False)
         # traced here and now: where functions are to run eagerly this is a graph still, and has its derivatives

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from reference import arguments
 
@@ -56,11 +57,29 @@ def to_numpy(array: torch.Tensor) -> np.ndarray:
     return array.numpy().copy()
 
 
-def as_leaf(value: Any) -> arguments.Leaf | None:
-    """Shape and dtype, for the checks of arguments; None for what is no array of torch."""
-    if not isinstance(value, torch.Tensor):
+def as_leaf(value: Any) -> arguments.Leaf | arguments.Branch | None:
+    """Shape and dtype of an array, or a container that torch's pytree knows, for the checks of arguments; else None."""
+    if isinstance(value, torch.Tensor):
+        return arguments.Leaf(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    value = plain(value)
+    if isinstance(value, (dict, list, tuple)):
+        return arguments.branch(value)
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    if node is None:
         return None
-    return arguments.Leaf(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    children, static = node.flatten_fn(value)
+    return arguments.Branch(type(value), "()", tuple(enumerate(children)), static)
+
+
+def plain(value: Any) -> Any:
+    """A dict or a list for a container that torch's pytree does not know: nn.ParameterDict, nn.ParameterList, UserDict.
+
+    The layer is given it in the place of the container, and so are gradients."""
+    if type(value) in pytree.SUPPORTED_NODES or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, (torch.nn.ParameterDict, Mapping)):
+        return dict(value.items())
+    return list(value) if isinstance(value, (torch.nn.ParameterList, list)) else value
 
 
 def wait(value: Any) -> Any:

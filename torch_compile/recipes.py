@@ -81,7 +81,7 @@ def _is_finite(layer: Layer) -> Layer:
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, torch.Tensor]:
         new_carry, y = layer(carry, params, *x)
         floats = [a for a in flatten((new_carry, y))[0] if a.is_floating_point() or a.is_complex()]
-        yes = torch.tensor(True, device=flatten((params, x))[0][0].device)
+        yes = flatten((params, x))[0][0].new_ones((), dtype=torch.bool)
         return new_carry, torch.stack([yes, *(torch.isfinite(a).all() for a in floats)]).all()
 
     return step

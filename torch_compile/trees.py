@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from reference import arguments
-from torch_compile.edges import as_leaf
+from torch_compile.edges import as_leaf, plain
 from torch_compile.loops import Arrays
 
 
@@ -45,7 +45,7 @@ def nones(arrays: Arrays, values: Any) -> list[torch.Tensor | None]:
 
 
 def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
-    leaves, spec = pytree.tree_flatten(tree)
+    leaves, spec = pytree.tree_flatten(_known(tree))
     arrays = [leaf for leaf in leaves if leaf is not None]
     structure = Structure(spec, tuple(leaf is not None for leaf in leaves), tuple(a.is_complex() for a in arrays))
     return [*map(_real, arrays)], structure if torch.compiler.is_compiling() else one(structure)
@@ -65,7 +65,7 @@ def unflatten(structure: Structure, arrays: Sequence[Any]) -> Any:
 
 def flatten_like(structure: Structure, tree: Any) -> list[Any]:
     """The leaves of `tree` in the order of `structure`, whose arrays may be None here: a dict keeps no order."""
-    leaves = structure.spec.flatten_up_to(tree)
+    leaves = structure.spec.flatten_up_to(_known(tree))
     arrays = [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
     return [a if a is None else _real(a) for a in arrays]
 
@@ -74,8 +74,13 @@ def _real(array: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(array.resolve_conj()) if array.is_complex() else array
 
 
+def _known(tree: Any) -> Any:
+    """`tree` of containers that torch's pytree knows."""
+    return pytree.tree_map(lambda leaf: leaf if plain(leaf) is leaf else _known(plain(leaf)), tree)
+
+
 def map_arrays(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), tree)
+    return pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), _known(tree))
 
 
 def member(tree: Any, axis: int | None) -> Any:
