@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_while.edges import fenced
+from tf_while.edges import compiled_by_xla, fenced
 from tf_while.residuals import Rule
 from tf_while.trees import Arrays, FlatLayer, Layer, Size, depth, flat, floats, trace_flat
 
@@ -51,7 +51,7 @@ def scan(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays, Arr
         carry, ys, kept = _loop(step, 0, num_layers, num_layers, plan.unroll, (init, *lists))
     else:
         carry, ys, kept = _loop(group, 0, groups, groups, 1, (init, *lists))
-    return carry, _stack(ys, num_layers), _stack(kept, groups)
+    return carry, _stack(ys, num_layers), _handed_over(kept, groups)
 
 
 def scan_vjp(plan: Plan, stacked: Arrays, kept: Arrays, state: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
@@ -81,7 +81,7 @@ def scan_vjp(plan: Plan, stacked: Arrays, kept: Arrays, state: Arrays, dys: Arra
             carry = [_like(new, old) for new, old in zip(new_carry, carry, strict=True)]
             return carry, _write(carries, p + 1 - start, carry)
 
-        first = [a[g] for a in kept]
+        first = _at(kept, g, plan.rule.like_kept)
         carries = _write(_lists(first, k), 0, first)
         _, carries = _loop(again, start, stop - 1, k - 1, plan.unroll, (first, carries))
         carries = _stack(carries, k)
@@ -89,9 +89,8 @@ def scan_vjp(plan: Plan, stacked: Arrays, kept: Arrays, state: Arrays, dys: Arra
 
     dstacked = _lists([tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)], num_layers)
     if k == 1:
-        state, dstacked = layers(
-            0, num_layers, num_layers, state, dstacked, lambda p: [_at(a, layer_at(p)) for a in kept]
-        )
+        like = plan.rule.like_kept
+        state, dstacked = layers(0, num_layers, num_layers, state, dstacked, lambda p: _at(kept, layer_at(p), like))
     else:
         groups = -(-num_layers // k)
         state, dstacked = _loop(group, 0, groups, groups, 1, (state, dstacked))
@@ -147,22 +146,34 @@ def _write(lists: list[tf.TensorArray], i: Size, arrays: Arrays) -> list[tf.Tens
 
 
 def _stack(lists: list[tf.TensorArray], size: Size) -> Arrays:
-    return [_stack_one(written, size) for written in lists]
-
-
-def _stack_one(written: tf.TensorArray, size: Size) -> tf.Tensor:
-    if written.dtype == tf.variant:  # what a loop or a branch within the layer keeps: a list of lists stays one
-        return written.flow
-    known = written.element_shape.is_fully_defined()
-    stacked = written.stack() if known else _stack_of_any_width(written, size)
-    stacked.set_shape([size if isinstance(size, int) else None, *stacked.shape[1:]])
+    stacked = [
+        written.stack() if written.element_shape.is_fully_defined() else _stack_of_any_width(written, size)
+        for written in lists
+    ]
+    for a in stacked:
+        a.set_shape([size if isinstance(size, int) else None, *a.shape[1:]])
     return stacked
 
 
-def _at(a: tf.Tensor, i: Size) -> tf.Tensor:
-    if a.dtype != tf.variant:
-        return a[i]
-    return tf.raw_ops.TensorListGetItem(input_handle=a, index=i, element_shape=[], element_dtype=tf.variant)
+def _handed_over(lists: list[tf.TensorArray], size: Size) -> Arrays:
+    """What is read one by one stays a list, which costs no copy. XLA lets no list out of a program."""
+    return _stack(lists, size) if compiled_by_xla() else [written.flow for written in lists]
+
+
+def _at(kept: Arrays, i: Size, like: Arrays) -> Arrays:
+    """What `_handed_over` has at i."""
+
+    def item(handle: tf.Tensor, like: Any) -> tf.Tensor:
+        shape = -1 if like.shape.rank is None else [-1 if n is None else n for n in like.shape]
+        shape = tf.constant(shape, tf.int32)
+        found = tf.raw_ops.TensorListGetItem(
+            input_handle=handle, index=i, element_shape=shape, element_dtype=like.dtype
+        )
+        found.set_shape(like.shape)
+        return found
+
+    is_list = [a.dtype == tf.variant for a in kept]
+    return [item(a, b) if listed else a[i] for a, b, listed in zip(kept, like, is_list, strict=True)]
 
 
 def _stack_of_any_width(written: tf.TensorArray, size: Size) -> tf.Tensor:
