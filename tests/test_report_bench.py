@@ -387,10 +387,12 @@ def test_the_quietest_try_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peak_of_the_process_is_what_a_call_adds() -> None:
-    peak = bench.peak_bytes(lambda: np.ones(2**23))  # 64 MiB, gone again
-    if peak is None:
+    tries = (bench.peak_bytes(lambda: np.ones(2**23)) for _ in range(3))  # 64 MiB, gone again
+    peaks = sorted(peak for peak in tries if peak is not None)
+    if not peaks:
         pytest.skip("this machine does not say")
-    assert 0.9 < peak / 2**26 < 1.25  # the system counts in lots of pages
+    # the median: the system may take other pages back meanwhile
+    assert 0.9 < peaks[1] / 2**26 < 1.25  # the system counts in lots of pages
     small = bench.peak_bytes(lambda: None)
     assert small is not None
     assert small < 2**24  # the peak before is forgotten
