@@ -268,3 +268,28 @@ def test_options_depths_and_forms(options, N, form, nested):
         right = function(lambda *arrays: stack(tf_while.unroll_layers, reverse, *arrays), w, x, xs)
         run = forms()[form](lambda *a, f=function: f(lambda *a: stack(tf_while.scan_layers, options, *a), *a))
         assert_near(run(w, x, xs), right)
+
+
+@pytest.mark.parametrize("options", [{}, {"unroll": 2}], ids=str)
+@pytest.mark.parametrize("power", [2, 3])
+def test_the_derivative_of_a_power_is_a_product(power, options):
+    """x ** (2 - 1) is as slow as ten products, unless the optimiser may compute 2 - 1."""
+    tf_while = loaded("tf_while")
+    from tensorflow.python.eager import context
+
+    import tensorflow as tf
+
+    run = forms()["tf.function"](
+        lambda w, x: gradients(
+            lambda w, x: tf_while.scan_layers(lambda c, p: (c**power * p, None), w, x, **options), w, x
+        )
+    )
+    context.enable_run_metadata()
+    try:
+        run(tf.ones([3]), tf.ones([2]))
+        functions = context.export_run_metadata().function_graphs
+    finally:
+        context.disable_run_metadata()
+    nodes = [node.op for function in functions for node in function.post_optimization_graph.node]
+    assert "LoopCond" in nodes
+    assert "Pow" not in nodes

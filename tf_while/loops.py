@@ -1,6 +1,11 @@
-"""The loops under `stack.py`: `tf.while_loop` with a counter, and reads `a[i]`.
+"""The loops under `stack.py`: `tf.while_loop` with a counter, forwards with what is kept, and backwards over it.
 
-Results are written into a TensorArray, which becomes one array after the loop. Trees are flat lists here.
+    for i in range(N):                              for i in reversed(range(N)):
+        kept[i] = what the derivative reads             dcarry, dparams[i] = derivative(kept[i], dcarry, dys[i])
+        carry, ys[i] = layer(carry, params[i])
+
+The layer and its derivative are given as a `Rule` (residuals.py). Results are written into a TensorArray, which becomes
+one array after the loop. Trees are flat lists here.
 Source: https://www.tensorflow.org/api_docs/python/tf/while_loop
 """
 
@@ -12,89 +17,77 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_while.edges import compiled_by_xla, fenced
-from tf_while.residuals import Rule
-from tf_while.trees import Arrays, FlatLayer, Layer, Size, depth, flat, floats, trace_flat
+from tf_while.residuals import vjp_step
+from tf_while.trees import Arrays, FlatLayer, Layer, Size, depth, flat, floats, split, trace_flat
 
 
 class Plan(NamedTuple):
     """How a stack is run."""
 
     step: FlatLayer
-    rule: Rule  # the step, and its way back
-    like_ys: Arrays  # shapes and dtypes
     reverse: bool
     unroll: int
-    remat: int  # what the rule keeps is kept for every layer, or the carry before every so many
+    remat: int  # 0: what the derivative reads is kept; k: one carry every k layers
+    rule: Any = None  # the Rule of the step, which needs a trace of it
 
 
-def scan(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-    """(carry, ys, kept): what `scan_vjp` starts from; of every layer in the order of layers."""
-    num_layers, k = depth(stacked), plan.remat
+def scan(plan: Plan, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept): with `keep`, what `scan_vjp` starts from."""
+    num_layers, k, groups = _groups(plan, stacked)
+    ys, kept = _lists(plan.rule.like_ys, num_layers), _lists(plan.rule.like_kept if keep else [], groups)
 
-    def step(p: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        i = num_layers - 1 - p if plan.reverse else p
-        slices = [a[i] for a in stacked]
-        if k == 1:
-            new_carry, y, keep = plan.rule.forward(carry, slices)
-            kept = _write(kept, i, keep)
-        else:
-            new_carry, y = plan.step(carry, slices)
-        return [_like(new, old) for new, old in zip(new_carry, carry, strict=True)], _write(ys, i, y), kept
+    def read(i: Size) -> Arrays:
+        return [a[i] for a in stacked]
 
     def group(g: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         kept = _write(kept, g, carry)
-        return _loop(step, g * k, tf.minimum(g * k + k, num_layers), k, plan.unroll, (carry, ys, kept))
+        span = g * k, tf.minimum(g * k + k, num_layers), k
+        carry, ys, _ = _layers(plan, read, num_layers, span, carry, ys, [])
+        return carry, ys, kept
 
-    groups = -(-num_layers // k)
-    lists = _lists(plan.like_ys, num_layers), _lists(plan.rule.like_kept, groups)
-    if k == 1:
-        carry, ys, kept = _loop(step, 0, num_layers, num_layers, plan.unroll, (init, *lists))
+    if k == 1 or not keep:
+        carry, ys, kept = _layers(plan, read, num_layers, (0, num_layers, num_layers), init, ys, kept)
     else:
-        carry, ys, kept = _loop(group, 0, groups, groups, 1, (init, *lists))
+        carry, ys, kept = _loop(group, 0, groups, groups, 1, (init, ys, kept))
     return carry, _stack(ys, num_layers), _handed_over(kept, groups)
 
 
-def scan_vjp(plan: Plan, stacked: Arrays, kept: Arrays, state: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
-    """(dstacked, state): the rule backwards over all layers. state: cotangents of the carry, and what adds up."""
-    num_layers, k = depth(stacked), plan.remat
+def scan_vjp(
+    plan: Plan, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: Arrays, dclosed: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(dstacked, dcarry, dclosed) for cotangents of the carry and of ys, and zeros to add dclosed to."""
+    num_layers, k, groups = _groups(plan, stacked)
+    # The derivative of a layer is a layer too: its carry is a cotangent, its ys are the gradients of the slices.
+    step = vjp_step(plan.rule, len(stacked), len(dcarry))
+    back = plan._replace(reverse=not plan.reverse, rule=plan.rule._replace(forward=lambda *x: (*step(*x), [])))
 
-    def layer_at(p: Size) -> Size:
-        return num_layers - 1 - p if plan.reverse else p
+    def read(i: Size) -> Arrays:
+        return [a[i] for a in stacked]
 
-    def layers(start: Size, stop: Size, limit: Size, state: Arrays, dstacked: Arrays, kept_at: Any) -> Any:
-        def step(q: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
-            p = stop - 1 - q
-            i = layer_at(p)
-            slices, dy = [a[i] for a in stacked], [a[i] for a in dys]
-            new_state, dslices = plan.rule.backward(state, slices, kept_at(p), dy)
-            state = [_like(new, old) for new, old in zip(new_state, state, strict=True)]
-            return state, _write(dstacked, i, dslices)
-
-        return _loop(step, 0, stop - start, limit, plan.unroll, (state, dstacked))
+    def read_back(kept: Arrays) -> Callable[[Size], Arrays]:
+        return lambda i: [*read(i), *_at(kept, _place(plan, i), plan.rule.like_kept), *(a[i] for a in dys)]
 
     def group(h: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
         g = groups - 1 - h
         start, stop = g * k, tf.minimum(g * k + k, num_layers)
+        # the carry before each layer, for which the last need not run
+        carry, carries = _at(kept, g, plan.rule.like_kept), _lists(plan.rule.like_kept, k)
+        carry, _, carries = _layers(plan, read, num_layers, (start, stop - 1, k - 1), carry, [], carries)
+        carries = _write(carries, _place(plan, _layer(plan, stop - 1, num_layers)), carry)
+        again, span = read_back(_handed_over(carries, k)), (num_layers - stop, num_layers - start, k)
+        return _layers(back, again, num_layers, span, state, dstacked, [])[:2]
 
-        def again(p: Size, carry: Arrays, carries: Arrays) -> tuple[Arrays, Arrays]:
-            new_carry, _ = plan.step(carry, [a[layer_at(p)] for a in stacked])
-            carry = [_like(new, old) for new, old in zip(new_carry, carry, strict=True)]
-            return carry, _write(carries, p + 1 - start, carry)
-
-        first = _at(kept, g, plan.rule.like_kept)
-        carries = _write(_lists(first, k), 0, first)
-        _, carries = _loop(again, start, stop - 1, k - 1, plan.unroll, (first, carries))
-        carries = _stack(carries, k)
-        return layers(start, stop, k, state, dstacked, lambda p: [a[p - start] for a in carries])
-
-    dstacked = _lists([tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)], num_layers)
+    state, dstacked = (
+        [*dcarry, *dclosed],
+        _lists([tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)], num_layers),
+    )
     if k == 1:
-        like = plan.rule.like_kept
-        state, dstacked = layers(0, num_layers, num_layers, state, dstacked, lambda p: _at(kept, layer_at(p), like))
+        span = 0, num_layers, num_layers
+        state, dstacked, _ = _layers(back, read_back(kept), num_layers, span, state, dstacked, [])
     else:
-        groups = -(-num_layers // k)
         state, dstacked = _loop(group, 0, groups, groups, 1, (state, dstacked))
-    return _stack(dstacked, num_layers), state
+    dcarry, dclosed = split(state, len(dcarry))
+    return _stack(dstacked, num_layers), dcarry, dclosed
 
 
 def unrolled(layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int, reverse: bool) -> tuple[Any, Any]:
@@ -111,6 +104,38 @@ def unrolled(layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int,
     return pack_carry([*map(tf.identity, carry)]), pack_ys([tf.stack(y) for y in zip(*ys, strict=True)])
 
 
+def _groups(plan: Plan, stacked: Arrays) -> tuple[Size, int, Size]:
+    """(N, k, the number of groups of k layers): of each group something is kept once."""
+    num_layers = depth(stacked)
+    k = max(1, min(plan.remat, num_layers) if isinstance(num_layers, int) else plan.remat)
+    return num_layers, k, -(-num_layers // k)
+
+
+def _layer(plan: Plan, p: Size, num_layers: Size) -> Size:
+    """Which layer runs as number p."""
+    return num_layers - 1 - p if plan.reverse else p
+
+
+def _place(plan: Plan, i: Size) -> Size:
+    """Where something is kept of layer i: a group has k places."""
+    return i % plan.remat if plan.remat > 1 else i
+
+
+def _layers(
+    plan: Plan, read: Callable[..., Arrays], num_layers: Size, span: Any, carry: Arrays, ys: Arrays, kept: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept) after the layers that run as number start to stop, span = (start, stop, at most so many)."""
+
+    def step(p: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        i = _layer(plan, p, num_layers)
+        new_carry, y, keep = plan.rule.forward(carry, read(i))
+        carry = [_like(new, old) for new, old in zip(new_carry, carry, strict=True)]
+        return carry, ys and _write(ys, i, y), kept and _write(kept, _place(plan, i), keep)
+
+    start, stop, limit = span
+    return _loop(step, start, stop, limit, plan.unroll, (carry, ys, kept))
+
+
 def _loop(step: Callable[..., Any], start: Size, stop: Size, limit: Size, unroll: int, state: tuple[Any, ...]) -> Any:
     """`state = step(p, *state)` for p from start to stop, at most limit times, and `unroll` times a body."""
     if isinstance(limit, int) and limit == 0:  # XLA refuses to trace a read from an empty stack
@@ -120,7 +145,7 @@ def _loop(step: Callable[..., Any], start: Size, stop: Size, limit: Size, unroll
         def body(p: Size, state: tuple[Arrays, ...]) -> tuple[Size, tuple[Arrays, ...]]:
             with fenced():
                 for j in range(count):  # the layers that `unroll` asks for in one body
-                    state = step(p + j, *state)
+                    state = step(p + j if j else p, *state)
             return p + count, state
 
         # maximum_iterations: without it XLA cannot size the lists of a derivative

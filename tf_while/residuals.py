@@ -18,15 +18,53 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_while.edges import compiled_by_xla, fenced
-from tf_while.trees import Arrays, Traced, floats, split
+from tf_while.trees import Arrays, FlatLayer, Traced, filled, floats, split
 
 
 class Rule(NamedTuple):
-    """A layer's way there and back, each for the body of a loop."""
+    """A layer and its derivative, each for the body of a loop; `like` holds shapes and dtypes."""
 
     forward: Callable[[Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]  # (carry, slices) -> (new_carry, ys, kept)
-    backward: Callable[..., tuple[Arrays, Arrays]]  # (state, slices, kept, dys) -> (state, dslices)
-    like_kept: Arrays  # shapes and dtypes
+    backward: Callable[..., tuple[Arrays, Arrays, Arrays]]  # (kept, slices, dcarry, dys) -> d of carry, slices, closed
+    like_ys: Arrays
+    like_kept: Arrays
+    runs_again: bool  # the layer, on the way back
+
+
+def vjp_step(rule: Rule, num_slices: int, num_dcarry: int) -> FlatLayer:
+    """The derivative as a layer, of carry [*dcarry, *dclosed] and slices [*slices, *kept, *dys]."""
+
+    def step(state: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
+        dcarry, dclosed = split(state, num_dcarry)
+        slices, kept, dys = split(slices, num_slices, len(rule.like_kept))
+        dcarry, dslices, more = rule.backward(kept, slices, dcarry, dys)
+        return [*dcarry, *(a if b is None else a + b for a, b in zip(dclosed, more, strict=True))], dslices
+
+    return step
+
+
+def recomputing(layer: FlatLayer, init: Arrays, traced: Traced) -> Rule:
+    """The rule that keeps the carry, and runs the layer again."""
+
+    def forward(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        return (*layer(carry, slices), carry)
+
+    def backward(carry: Arrays, slices: Arrays, dcarry: Arrays, dys: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        carry, slices = [*map(tf.identity, carry)], [*map(tf.identity, slices)]
+        outputs = [a for part in layer(carry, slices) for a in floats(part)]
+        wrt = [*floats(carry), *floats(slices), *captured(traced)]
+        # tf.gradients, not a tape: a tape in here would stop forward mode from passing through
+        grads = tf.gradients(outputs, wrt, [*dcarry, *dys], stop_gradients=[*carry, *slices])
+        dcarry_, dslices, dclosed = split(grads, len(dcarry), len(floats(slices)))
+        return filled(dcarry_, dcarry), filled(dslices, floats(slices)), dclosed
+
+    return Rule(forward, backward, traced.like_ys, init, runs_again=True)
+
+
+def captured(traced: Traced) -> Arrays:
+    """What stands for the arrays that the layer closes over in the graph that is being built."""
+    graph = tf.compat.v1.get_default_graph()
+    return [graph.capture(a) for a, _ in traced.closed_over]
 
 
 # Operations that cost nothing, and those that cost little where their array is at hand.
@@ -43,7 +81,7 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
     new_carry, ys = split(tf.nest.flatten(layer.structured_outputs), num_carry)
     places = {id(outer): inner for outer, inner in layer.captures}
     closed = [places[id(capture)] for capture, _ in traced.closed_over]
-    outputs, wrt = floats([*new_carry, *ys]), [*floats(carry), *closed, *floats(slices)]
+    outputs, wrt = floats([*new_carry, *ys]), [*floats(carry), *floats(slices), *closed]
 
     def pull(*cotangents: tf.Tensor) -> list[Any]:
         grads = tf.gradients(outputs, wrt, [*cotangents])
@@ -59,8 +97,10 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
 
     # Four parts of two graphs: the layer; its gradient; between them what is read again; and what is kept.
     pulled = _part(gradient, [g for g in grads if g is not None], gradient.inputs)
-    captured = [(outer, inner) for outer, inner in gradient.captures if inner.name in pulled.reads]
-    crossing = [outer for outer, _ in captured if outer.graph is layer]
+    crosses = [(outer, inner) for outer, inner in gradient.captures if inner.name in pulled.reads]
+    beyond = [(inner, outer) for outer, inner in crosses if outer.graph is not layer]
+    crosses = [(outer, inner) for outer, inner in crosses if outer.graph is layer]
+    crossing = [outer for outer, _ in crosses]
     reads = _reads(traced, places)
     kept = _kept(layer, [*carry, *slices], crossing, reads)
     again = _part(layer, crossing, [*layer.inputs, *kept, *(read for read, _ in reads)], controls=False)
@@ -70,31 +110,27 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
     if traced.state is None and any(a.op.type in CALLS for a in kept):
         return None  # a function hands over whatever its gradient reads, parameters and sizes too
     whole = _part(layer, [*new_carry, *ys, *kept], layer.inputs, layer.control_outputs)
-    outer = [(inner, value) for value, inner in layer.captures], [*reads]
-    copies = itertools.count()
+    closed_over, copies = [(inner, value) for value, inner in layer.captures], itertools.count()
 
     def forward(carry_: Arrays, slices_: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        values = _values(whole, zip([*carry, *slices], [*carry_, *slices_], strict=True), outer[0])
-        new_carry_, ys_, kept_ = split(_inlined(_drawing_apart(whole, next(copies)), values), num_carry, len(ys))
+        here = zip([*carry, *slices], [*carry_, *slices_], strict=True)
+        found = _inlined(_drawing_apart(whole, next(copies)), _values(whole, here, closed_over))
+        new_carry_, ys_, kept_ = split(found, num_carry, len(ys))
         return new_carry_, ys_, kept_
 
-    def backward(state: Arrays, slices_: Arrays, kept_: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
-        dcarry, dclosed = split(state, len(floats(carry)))
+    def backward(kept_: Arrays, slices_: Arrays, dcarry: Arrays, dys: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         here = zip([*slices, *kept], [*slices_, *kept_], strict=True)
-        crossed = zip([id(a) for a in crossing], _inlined(again, _values(again, here, *outer)), strict=True)
-        known = dict(crossed)
-        there = [(inner, known[id(value)]) for value, inner in captured if id(value) in known]
-        beyond = [(inner, value) for value, inner in captured if id(value) not in known]
-        values = _values(pulled, [*zip(gradient.inputs, [*dcarry, *dys], strict=False), *there], beyond)
-        found = iter(_inlined(pulled, values))
+        crossed = _inlined(again, _values(again, here, [*closed_over, *reads]))
+        there = zip(
+            [*gradient.inputs[: len(outputs)], *(inner for _, inner in crosses)], [*dcarry, *dys, *crossed], strict=True
+        )
+        found = iter(_inlined(pulled, _values(pulled, there, beyond)))
         full = [None if grad is None else next(found) for grad in grads]
-        dcarry_, more, dslices = split(full, len(dcarry), len(dclosed))
-        dcarry = [tf.zeros_like(old) if new is None else new for new, old in zip(dcarry_, dcarry, strict=True)]
-        dclosed = [old if new is None else old + new for new, old in zip(more, dclosed, strict=True)]
-        like = floats(slices_)
-        return [*dcarry, *dclosed], [tf.zeros_like(a) if d is None else d for d, a in zip(dslices, like, strict=True)]
+        dcarry_, dslices, dclosed = split(full, len(dcarry), len(floats(slices)))
+        return filled(dcarry_, dcarry), filled(dslices, floats(slices_)), dclosed
 
-    return Rule(forward, backward, [tf.TensorSpec(a.shape, a.dtype) for a in kept])
+    like_kept = [tf.TensorSpec(a.shape, a.dtype) for a in kept]
+    return Rule(forward, backward, traced.like_ys, like_kept, runs_again=False)
 
 
 class Part(NamedTuple):
@@ -126,12 +162,11 @@ def _part(graph: tf.Graph, fetches: Arrays, begin: Arrays, roots: Iterable[Any] 
     return Part(tf.compat.v1.GraphDef(node=nodes, versions=whole.versions, library=library), fetches, reads & begins)
 
 
-def _values(part: Part, here: Iterable[tuple[Any, Any]], *outer: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    """What stands for the arrays at which `part` begins in the graph that is being built."""
+def _values(part: Part, here: Iterable[tuple[Any, Any]], around: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """What stands for the arrays at which `part` begins: arrays of the graph that is being built, and from around."""
     graph = tf.compat.v1.get_default_graph()
     values = {a.name: value for a, value in here if a.name in part.reads}
-    far = [(a, value) for pairs in outer for a, value in pairs if a.name in part.reads]
-    return values | {a.name: graph.capture(value) for a, value in far}
+    return values | {a.name: graph.capture(value) for a, value in around if a.name in part.reads}
 
 
 def _inlined(part: Part, values: dict[str, Any]) -> Arrays:
@@ -160,36 +195,24 @@ def _drawing_apart(part: Part, copy: int) -> Part:
 
 def _reads(traced: Traced, places: dict[int, Any]) -> list[tuple[Any, Any]]:
     """(read, value) of variables that the layer closes over and does not write: the value is known from outside."""
-    reads = []
+    only_read, reads = {"ReadVariableOp", "ResourceGather", "VariableShape"}, []
     for capture, value in traced.closed_over:
         place = places[id(capture)]
-        if place.dtype == tf.resource and (traced.state is None or _only_read(place)):
+        if place.dtype == tf.resource and (traced.state is None or {op.type for op in place.consumers()} <= only_read):
             reads += [(op.outputs[0], value) for op in place.consumers() if op.type == "ReadVariableOp"]
     return reads
 
 
-def _only_read(handle: Any) -> bool:
-    return all(op.type in ("ReadVariableOp", "ResourceGather", "VariableShape") for op in handle.consumers())
-
-
 def _kept(layer: tf.Graph, moving_inputs: Arrays, crossing: Arrays, reads: list[tuple[Any, Any]]) -> Arrays:
     """What has to be kept so that the arrays in `crossing` can be had again, without the carry itself."""
-    begin, known = {a.op.name for a in moving_inputs}, {a.op.name for a, _ in reads}
-    moving, at_hand = set(begin), set(known)
+    moving, at_hand = {a.op.name for a in moving_inputs}, {a.op.name for a, _ in reads}
     for op in layer.get_operations():
-        inputs = [a.op.name for a in op.inputs]
-        if op.name in known:
-            continue
-        if op.type == "Placeholder":
-            at_hand.add(op.name)
-        elif op.op_def.is_stateful or op.type in BRANCHES:
+        inputs = {a.op.name for a in op.inputs}
+        fixed = not (op.op_def.is_stateful or op.type in BRANCHES or inputs & moving)
+        if not fixed and op.name not in at_hand:
             moving.add(op.name)
-        elif not moving.intersection(inputs):
+        if fixed or (op.type in VIEWS and inputs <= at_hand):
             at_hand.add(op.name)
-        else:
-            moving.add(op.name)
-            if op.type in VIEWS and at_hand.issuperset(inputs):
-                at_hand.add(op.name)
 
     kept = {}
     for a in crossing:

@@ -21,7 +21,7 @@ from tf_while import loops
 from tf_while.autodiff import differentiable
 from tf_while.edges import as_leaf
 from tf_while.layers import dense
-from tf_while.trees import Layer, as_program, assert_dense_stack, prepare
+from tf_while.trees import Layer, as_program, assert_dense_stack, flat, one_size, prepare
 
 
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -111,8 +111,11 @@ def _scan_any(
 ) -> tuple[Any, Any]:
     num_layers = prepare(layer, stacked_params, init, xs)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)
+    step, arrays, init_arrays, pack_carry, pack_ys = flat(layer, stacked, init)
     with tf.name_scope("scan_layers"):  # the name of the stack in a profile
-        return differentiable(layer, stacked, init, num_layers, reverse, unroll, remat)
+        plan = loops.Plan(step, reverse, unroll, int(remat))
+        carry, ys = differentiable(plan, one_size(arrays, num_layers), init_arrays)
+    return pack_carry(carry), pack_ys(ys)
 
 
 def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
