@@ -28,6 +28,7 @@ from tf_while.trees import (
     floats,
     is_float,
     nones,
+    pulled,
     split,
     trace_flat,
 )
@@ -107,7 +108,7 @@ def _vjp(plan: Plan, traced: Traced, primals: tuple[Arrays, ...], kept: Arrays, 
             places = captured(traced)
             wrt = [*floats(stacked), *floats(init), *places, *cotangents]
             # stop: one of them may have been computed from another, and what it gets that way is not counted here
-            grads = tf.gradients([*dstacked, *state], wrt, tangents, stop_gradients=[*arrays, *places])
+            grads = pulled([*dstacked, *state], wrt, tangents, stop_gradients=[*arrays, *places])
             return _gradients(filled(grads, floats(arrays)), arrays, variables)
 
         return [*dstacked, *dinit, *dclosed_], vjp
@@ -129,10 +130,10 @@ def pushforward(function: Callable[..., Any], primals: Any, tangents: Any) -> tu
     outputs = function(*pack(arrays))
     outs, pack_outs = apart(outputs)
     seeds = [*map(tf.zeros_like, floats(outs))]
-    pulled = tf.gradients(floats(outs), floats(arrays), seeds)
+    pulls = pulled(floats(outs), floats(arrays), seeds)
     along = flatten(tangents)[0]
-    pairs = [(tf.convert_to_tensor(p), t) for p, t in zip(pulled, along, strict=True) if p is not None]
-    pushed = tf.gradients([p for p, _ in pairs], seeds, [t for _, t in pairs])
+    pairs = [(tf.convert_to_tensor(p), t) for p, t in zip(pulls, along, strict=True) if p is not None]
+    pushed = pulled([p for p, _ in pairs], seeds, [t for _, t in pairs])
     return outputs, pack_outs(nones(filled(pushed, seeds), outs))
 
 

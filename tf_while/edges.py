@@ -34,14 +34,23 @@ def fenced() -> Iterator[None]:
         return
 
     def mark(operation: tf.Operation) -> str:
-        known = all(a.shape.rank == 0 and tf.get_static_value(a) is not None for a in operation.inputs)
-        if operation.type in ("Add", "AddV2", "AddN", "Sub") and not known:
+        if operation.type in ("Add", "AddV2", "AddN", "Sub") and not all(map(_is_constant, operation.inputs)):
             operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
         return operation.device
 
     # a device function, because it is the one thing that graphs within this one inherit
     with tf.compat.v1.device(mark):
         yield
+
+
+def _is_constant(a: tf.Tensor) -> bool:
+    """Whether it is a number that is known now, also where it is read from the graph around."""
+    while a.op.type == "Placeholder":
+        around = [outer for outer, inner in getattr(a.graph, "captures", ()) if inner is a]
+        if not around or not tf.is_symbolic_tensor(around[0]):
+            return False
+        a = around[0]
+    return a.shape.rank == 0 and tf.get_static_value(a) is not None
 
 
 def compiled_by_xla() -> bool:

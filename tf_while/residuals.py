@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_while.edges import compiled_by_xla, fenced
-from tf_while.trees import Arrays, FlatLayer, Traced, filled, floats, split
+from tf_while.trees import Arrays, FlatLayer, Traced, filled, floats, pulled, split
 
 
 class Rule(NamedTuple):
@@ -54,7 +54,7 @@ def recomputing(layer: FlatLayer, init: Arrays, traced: Traced) -> Rule:
         outputs = [a for part in layer(carry, slices) for a in floats(part)]
         wrt = [*floats(carry), *floats(slices), *captured(traced)]
         # tf.gradients, not a tape: a tape in here would stop forward mode from passing through
-        grads = tf.gradients(outputs, wrt, [*dcarry, *dys], stop_gradients=[*carry, *slices])
+        grads = pulled(outputs, wrt, [*dcarry, *dys], stop_gradients=[*carry, *slices])
         dcarry_, dslices, dclosed = split(grads, len(dcarry), len(floats(slices)))
         return filled(dcarry_, dcarry), filled(dslices, floats(slices)), dclosed
 
@@ -84,7 +84,7 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
     outputs, wrt = floats([*new_carry, *ys]), [*floats(carry), *floats(slices), *closed]
 
     def pull(*cotangents: tf.Tensor) -> list[Any]:
-        grads = tf.gradients(outputs, wrt, [*cotangents])
+        grads = pulled(outputs, wrt, [*cotangents])
         return [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
 
     try:
@@ -96,8 +96,8 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
     grads = gradient.structured_outputs
 
     # Four parts of two graphs: the layer; its gradient; between them what is read again; and what is kept.
-    pulled = _part(gradient, [g for g in grads if g is not None], gradient.inputs)
-    crosses = [(outer, inner) for outer, inner in gradient.captures if inner.name in pulled.reads]
+    back = _part(gradient, [g for g in grads if g is not None], gradient.inputs)
+    crosses = [(outer, inner) for outer, inner in gradient.captures if inner.name in back.reads]
     beyond = [(inner, outer) for outer, inner in crosses if outer.graph is not layer]
     crosses = [(outer, inner) for outer, inner in crosses if outer.graph is layer]
     crossing = [outer for outer, _ in crosses]
@@ -124,7 +124,7 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
         there = zip(
             [*gradient.inputs[: len(outputs)], *(inner for _, inner in crosses)], [*dcarry, *dys, *crossed], strict=True
         )
-        found = iter(_inlined(pulled, _values(pulled, there, beyond)))
+        found = iter(_inlined(back, _values(back, there, beyond)))
         full = [None if grad is None else next(found) for grad in grads]
         dcarry_, dslices, dclosed = split(full, len(dcarry), len(floats(slices)))
         return filled(dcarry_, dcarry), filled(dslices, floats(slices_)), dclosed

@@ -105,6 +105,23 @@ def filled(grads: Sequence[Any], like: Sequence[Any]) -> Arrays:
     return [tf.zeros_like(a) if g is None else tf.convert_to_tensor(g) for g, a in zip(grads, like, strict=True)]
 
 
+def pulled(outputs: Arrays, wrt: Arrays, cotangents: Any, stop_gradients: Any = None) -> Arrays:
+    """`tf.gradients` for the body of a loop: what it adds up is fenced, and added up two at a time.
+
+    tf.gradients itself ignores device functions, and so `fenced`. Of a sum of three arrays the graph optimiser makes a
+    variable where a program needs 200 MB, and in a loop makes it twice: "AlreadyExistsError".
+    Source: https://github.com/tensorflow/tensorflow/issues/23780
+    """
+    return tf.compat.v1.gradients(
+        outputs,
+        wrt,
+        cotangents,
+        colocate_gradients_with_ops=False,
+        aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE,
+        stop_gradients=stop_gradients,
+    )
+
+
 def flatten(tree: Any) -> tuple[Arrays, Callable[[Sequence[Any]], Any]]:
     """The arrays of a tree, and what puts others in their places. None, and whatever is no array, stays."""
     hole = object()
