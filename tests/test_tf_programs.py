@@ -94,6 +94,24 @@ def test_gradient_where_every_size_is_open(N, options):
     assert_near(gradients(program, w, x), right)
 
 
+@pytest.mark.parametrize(("options", "at_once"), [({}, 10), ({"remat": True}, 1), ({"remat": 2}, 1)], ids=str)
+def test_of_layers_that_run_again_one_at_a_time_is_in_memory(options, at_once):
+    """A loop of TensorFlow has ten steps at work where they do not wait for each other, as those of remat do not."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    run = tf.function(
+        lambda w, x: gradients(
+            lambda w, x: tf_while.scan_layers(lambda c, p: (tf.tanh(c * p), c), w, x, **options), w, x
+        )
+    )
+    graph = run.get_concrete_function(tf.ones([6]), tf.ones([2])).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    loops = [node.attr["parallel_iterations"].i for node in nodes if "While" in node.op]
+    assert len(loops) >= 2
+    assert set(loops) == {at_once}
+
+
 def test_functions_that_run_eagerly_have_gradients():
     tf_while = loaded("tf_while")
     import tensorflow as tf

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from reference import arguments
 from tf_while.edges import captured_within, compile, reading
-from tf_while.loops import Plan, scan, scan_vjp
-from tf_while.residuals import captured, keeping, recomputing, vjp_step
+from tf_while.loops import Plan, nothing, scan, scan_vjp, vjp_step
+from tf_while.residuals import captured, keeping, recomputing
 from tf_while.trees import (
     Arrays,
     Layer,
@@ -59,8 +59,7 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
     traced = trace_flat(plan.step, stacked, init)
     known = all(a.shape.is_fully_defined() for a in (*init, *traced.like_ys))
     if not known and stacked[0].shape[:1] == [0]:  # loops that do not run would not know the sizes of ys
-        ys = [tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in traced.like_ys]
-        return [*map(tf.identity, init)], ys
+        return nothing(plan.step, stacked, init)
     kept = None if plan.remat else keeping(traced, len(stacked), len(init))
     plan = plan._replace(rule=kept or recomputing(plan.step, init, traced))
     within = captured_within(traced.captures)

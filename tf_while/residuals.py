@@ -12,35 +12,14 @@ Source: https://www.tensorflow.org/api_docs/python/tf/graph_util/import_graph_de
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_while.edges import compiled_by_xla, fenced
+from tf_while.loops import Rule
 from tf_while.trees import Arrays, FlatLayer, Traced, filled, floats, pulled, split
-
-
-class Rule(NamedTuple):
-    """A layer and its derivative, each for the body of a loop; `like` holds shapes and dtypes."""
-
-    forward: Callable[[Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]  # (carry, slices) -> (new_carry, ys, kept)
-    backward: Callable[..., tuple[Arrays, Arrays, Arrays]]  # (kept, slices, dcarry, dys) -> d of carry, slices, closed
-    like_ys: Arrays
-    like_kept: Arrays
-    runs_again: bool  # the layer, on the way back
-
-
-def vjp_step(rule: Rule, num_slices: int, num_dcarry: int) -> FlatLayer:
-    """The derivative as a layer, of carry [*dcarry, *dclosed] and slices [*slices, *kept, *dys]."""
-
-    def step(state: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
-        dcarry, dclosed = split(state, num_dcarry)
-        slices, kept, dys = split(slices, num_slices, len(rule.like_kept))
-        dcarry, dslices, more = rule.backward(kept, slices, dcarry, dys)
-        return [*dcarry, *(a if b is None else a + b for a, b in zip(dclosed, more, strict=True))], dslices
-
-    return step
 
 
 def recomputing(layer: FlatLayer, init: Arrays, traced: Traced) -> Rule:

@@ -131,7 +131,10 @@ def unroll_layers(
 ) -> tuple[Any, Any]:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
     num_layers = prepare(layer, stacked_params, init, xs, reverse)
-    return loops.unrolled(layer, (stacked_params,) if xs is None else (stacked_params, xs), init, num_layers, reverse)
+    stacked = (stacked_params,) if xs is None else (stacked_params, xs)
+    step, arrays, init_arrays, pack_carry, pack_ys = flat(layer, stacked, init)
+    carry, ys = loops.unrolled(step, one_size(arrays, num_layers), init_arrays, reverse)
+    return pack_carry(carry), pack_ys(ys)
 
 
 def _check(weights: Any, x: Any) -> None:
