@@ -88,13 +88,19 @@ RUNS_AGAIN = (
 )
 
 
-def stateful(graph: tf.Graph) -> Iterator[str]:
-    """The operations of `graph`, and of branches and loops within, that draw random numbers or write state."""
+def operations(graph: tf.Graph) -> Iterator[str]:
+    """The types of the operations of `graph`, and of branches, loops and functions within."""
     definition = graph.as_graph_def()
-    for node in (*definition.node, *(node for f in definition.library.function for node in f.node_def)):
-        known = op_def_registry.get(node.op)
-        if known is not None and known.is_stateful and node.op not in RUNS_AGAIN:
-            yield node.op
+    yield from (node.op for node in definition.node)
+    yield from (node.op for function in definition.library.function for node in function.node_def)
+
+
+def stateful(graph: tf.Graph) -> Iterator[str]:
+    """Those that draw random numbers or write state."""
+    for operation in operations(graph):
+        known = op_def_registry.get(operation)
+        if known is not None and known.is_stateful and operation not in RUNS_AGAIN:
+            yield operation
 
 
 def from_numpy(array: np.ndarray) -> tf.Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_while.edges import compiled_by_xla, fenced
+from tf_while.edges import compiled_by_xla, fenced, operations
 from tf_while.loops import Rule
 from tf_while.trees import Arrays, FlatLayer, Traced, filled, floats, pulled, split
 
@@ -54,41 +54,35 @@ BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhi
 
 
 def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
-    """The rule that keeps what the gradient of a layer reads; None where there is none, or a loop cannot keep it."""
+    """The rule that keeps what the gradient of a layer reads; None where there is none, or a loop cannot keep it.
+
+    Of all calls of a tf.py_function TensorFlow itself keeps the last, by name."""
     layer = traced.graph
     carry, slices, _ = split(layer.inputs, num_carry, num_slices)
     new_carry, ys = split(tf.nest.flatten(layer.structured_outputs), num_carry)
     places = {id(outer): inner for outer, inner in layer.captures}
     closed = [places[id(capture)] for capture, _ in traced.closed_over]
     outputs, wrt = floats([*new_carry, *ys]), [*floats(carry), *floats(slices), *closed]
-
-    def pull(*cotangents: tf.Tensor) -> list[Any]:
-        grads = pulled(outputs, wrt, [*cotangents])
-        return [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
-
-    try:
-        with layer.as_default(), fenced():
-            seeds = [tf.TensorSpec(a.shape, a.dtype) for a in outputs]
-            gradient = tf.function(pull, autograph=False).get_concrete_function(*seeds).graph
-    except Exception:  # the layer has no gradient: who asks for it hears why, and nobody else
+    gradient = None if "EagerPyFunc" in operations(layer) else _gradient(layer, outputs, wrt)
+    if gradient is None:
         return None
-    grads = gradient.structured_outputs
 
-    # Four parts of two graphs: the layer; its gradient; between them what is read again; and what is kept.
-    back = _part(gradient, [g for g in grads if g is not None], gradient.inputs)
-    crosses = [(outer, inner) for outer, inner in gradient.captures if inner.name in back.reads]
-    beyond = [(inner, outer) for outer, inner in crosses if outer.graph is not layer]
-    crosses = [(outer, inner) for outer, inner in crosses if outer.graph is layer]
-    crossing = [outer for outer, _ in crosses]
-    reads = _reads(traced, places)
+    # The two graphs are cut into three parts: `back` is the gradient, from cotangents and from arrays of the layer,
+    # `crossing`; `again` has these from what is kept and what is at hand; `whole` is the layer, with what is kept.
+    grads = gradient.structured_outputs
+    back = _part(gradient, [g for g in grads if g is not None], gradient.inputs, gradient.control_outputs)
+    reached = [(outer, inner) for outer, inner in gradient.captures if inner.name in back.reads]
+    crosses = [(outer, inner) for outer, inner in reached if _is_of(layer, outer)]
+    beyond = [(inner, outer) for outer, inner in reached if not _is_of(layer, outer)]
+    crossing, reads = [outer for outer, _ in crosses], _reads(traced, places)
     kept = _kept(layer, [*carry, *slices], crossing, reads)
     again = _part(layer, crossing, [*layer.inputs, *kept, *(read for read, _ in reads)], controls=False)
     kept += [a for a in carry if a.name in again.reads]
+    whole = _part(layer, [*new_carry, *ys, *kept], layer.inputs, layer.control_outputs)
     if any(a.dtype == tf.resource or (a.dtype == tf.variant and compiled_by_xla()) for a in kept):
         return None  # the lists of a loop within the layer: XLA has no list of lists
     if traced.state is None and any(a.op.type in CALLS for a in kept):
         return None  # a function hands over whatever its gradient reads, parameters and sizes too
-    whole = _part(layer, [*new_carry, *ys, *kept], layer.inputs, layer.control_outputs)
     closed_over, copies = [(inner, value) for value, inner in layer.captures], itertools.count()
 
     def forward(carry_: Arrays, slices_: Arrays) -> tuple[Arrays, Arrays, Arrays]:
@@ -110,6 +104,25 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
 
     like_kept = [tf.TensorSpec(a.shape, a.dtype) for a in kept]
     return Rule(forward, backward, traced.like_ys, like_kept, runs_again=False)
+
+
+def _gradient(layer: tf.Graph, outputs: Arrays, wrt: Arrays) -> tf.Graph | None:
+    """The graph of the gradients of `outputs` by `wrt`, from cotangents, within the graph of the layer."""
+
+    def pull(*cotangents: tf.Tensor) -> list[Any]:
+        grads = pulled(outputs, wrt, [*cotangents])
+        return [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
+
+    try:
+        with layer.as_default(), fenced():
+            seeds = [tf.TensorSpec(a.shape, a.dtype) for a in outputs]
+            return tf.function(pull, autograph=False).get_concrete_function(*seeds).graph
+    except Exception:  # the layer has no gradient: who asks for it hears why, and nobody else
+        return None
+
+
+def _is_of(graph: tf.Graph, a: Any) -> bool:
+    return tf.is_symbolic_tensor(a) and a.graph is graph
 
 
 class Part(NamedTuple):
