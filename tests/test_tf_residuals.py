@@ -102,13 +102,28 @@ def test_a_derivative_that_writes_does_so_once_a_layer(form):
     assert dw.numpy().tolist() == [32, 16, 8]
 
 
-def test_what_is_at_hand_is_not_kept():
-    """Neither weights, in any order or dtype, nor a mask that all layers share: the carry, and what is made of it."""
-    loaded("tf_while")
+def numbers_kept(layer, stacked, init, jit_compile=None):
+    """How many numbers each array has that is kept of a layer of flat lists."""
     import tensorflow as tf
 
     from tf_while.residuals import keeping
     from tf_while.trees import trace_flat
+
+    kept: list[int] = []
+
+    def run(stacked, init):
+        rule = keeping(trace_flat(layer, [stacked], [init]), 1, 1)
+        assert rule is not None
+        kept.extend(a.shape.num_elements() for a in rule.like_kept)
+
+    tf.function(run, autograph=False, jit_compile=jit_compile).get_concrete_function(stacked, init)
+    return sorted(kept)
+
+
+def test_what_is_at_hand_is_not_kept():
+    """Neither weights, in any order or dtype, nor a mask that all layers share: the carry, and what is made of it."""
+    loaded("tf_while")
+    import tensorflow as tf
 
     shared = tf.random.stateless_normal([5, 5], [1, 2])
 
@@ -118,11 +133,18 @@ def test_what_is_at_hand_is_not_kept():
         h = tf.linalg.matvec(tf.where(mask, shared, 0.0), c)
         return [tf.tanh(tf.linalg.matvec(tf.transpose(tf.cast(w, tf.float32)), h))], []
 
-    def shapes(w, x):
-        rule = keeping(trace_flat(layer, [w], [x]), 1, 1)
-        assert rule is not None
-        kept.extend(a.shape.num_elements() for a in rule.like_kept)
+    # c, h and what comes out
+    assert numbers_kept(layer, tf.ones([3, 5, 7], tf.float64), tf.ones([5])) == [5, 5, 7]
 
-    kept: list[int] = []
-    tf.function(shapes, autograph=False).get_concrete_function(tf.ones([3, 5, 7], tf.float64), tf.ones([5]))
-    assert sorted(kept) == [5, 5, 7]  # c, h and what comes out
+
+@pytest.mark.parametrize(("jit_compile", "kept"), [(None, 4), (True, 3)])
+def test_under_xla_a_product_is_made_again(jit_compile, kept):
+    """The carry, its sine and its cosine; the product of which they are is kept elsewhere, where nothing is fused."""
+    loaded("tf_while")
+    import tensorflow as tf
+
+    def layer(carry, slices):
+        h = carry[0] * slices[0]
+        return [tf.sin(h) * tf.cos(h)], []
+
+    assert numbers_kept(layer, tf.ones([3, 5]), tf.ones([5]), jit_compile) == [5] * kept

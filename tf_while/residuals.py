@@ -4,8 +4,9 @@
     backwards:  dcarry, dslices = gradient(kept, slices, dcarry, dys)
 
 What the gradient's graph captures of the layer's graph is kept by the loop forwards, so that no layer runs twice. What
-is at hand anyway is read again instead: slices of the stack and what the layer closes over, also behind a cast or
-another view, and what depends on neither carry nor slices, as a causal mask does.
+is at hand anyway is read again instead: slices of the stack, what the layer closes over, a cast or another view of
+either, and what depends on neither carry nor slices, as a causal mask does. Under XLA a product or a sum of what is at
+hand, or kept, is not kept.
 Source: https://www.tensorflow.org/api_docs/python/tf/graph_util/import_graph_def
 """
 
@@ -46,9 +47,11 @@ def captured(traced: Traced) -> Arrays:
     return [graph.capture(a) for a, _ in traced.closed_over]
 
 
-# Operations that cost nothing, and those that cost little where their array is at hand.
+# Operations that cost nothing; those that cost little where their array is at hand; and those that cost nothing under
+# XLA, which makes them where they are read.
 RESHAPES = ("Identity", "Reshape", "ExpandDims", "Squeeze", "StopGradient", "PreventGradient")
 VIEWS = (*RESHAPES, "Cast", "Transpose", "StridedSlice", "Shape", "ShapeN", "Size", "Rank")
+FUSED = ("Mul", "AddV2", "Sub", "Neg", "Square", "Maximum", "Minimum", "SelectV2", "Relu", "BroadcastTo")
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile")
 
@@ -198,12 +201,13 @@ def _reads(traced: Traced, places: dict[int, Any]) -> list[tuple[Any, Any]]:
 def _kept(layer: tf.Graph, moving_inputs: Arrays, crossing: Arrays, reads: list[tuple[Any, Any]]) -> Arrays:
     """What has to be kept so that the arrays in `crossing` can be had again, without the carry itself."""
     moving, at_hand = {a.op.name for a in moving_inputs}, {a.op.name for a, _ in reads}
+    crosses, cheap = {a.name for a in crossing}, (*VIEWS, *FUSED) if compiled_by_xla() else VIEWS
     for op in layer.get_operations():
         inputs = {a.op.name for a in op.inputs}
         fixed = not (op.op_def.is_stateful or op.type in BRANCHES or inputs & moving)
         if not fixed and op.name not in at_hand:
             moving.add(op.name)
-        if fixed or (op.type in VIEWS and inputs <= at_hand):
+        if fixed or (op.type in cheap and all(a.op.name in at_hand or a.name in crosses for a in op.inputs)):
             at_hand.add(op.name)
 
     kept = {}
