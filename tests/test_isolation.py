@@ -35,7 +35,7 @@ FILES = (
     "edges.py",
 )
 # What JAX has no need of: torch's operator made safe, what is compiled and kept, one run of the layer without values.
-BESIDE = {"torch_compile": ("checks.py", "primitive.py", "programs.py")}
+BESIDE = {"tf_while": ("primitive.py", "residuals.py"), "torch_compile": ("checks.py", "primitive.py", "programs.py")}
 # of reference: not the oracle, and no more than what frameworks must agree on
 WORDS = {f"reference.{name}" for name in ("arguments", "made_of", "shapes")}
 LINES = {"stack.py": 150, "graph.py": 135, "transforms.py": 165, "training.py": 100}

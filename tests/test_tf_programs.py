@@ -1,7 +1,7 @@
 """A stack of tf_while wherever users run it: as it stands, in a plain `tf.function`, with `jit_compile=True`.
 
-Layers and sizes are those that TensorFlow's optimiser, its tf.cond and its tapes go wrong with, or that a kept program
-could be stale for.
+Layers and sizes are those that TensorFlow's tf.cond and its tapes go wrong with, or that a kept program could be stale
+for.
 """
 
 from __future__ import annotations
@@ -14,96 +14,6 @@ import pytest
 
 from tests.conftest import loaded
 from tests.tf_forms import FORMS, assert_near, forms, gradients
-
-
-def sums():
-    """Layers (c, p) that add one array twice and something of another shape."""
-    import tensorflow as tf
-
-    def once(c, p):
-        return c + c + p, c
-
-    def in_a_branch(c, p):
-        return tf.cond(p > -1, lambda: c + c + p, lambda: c), None
-
-    def in_a_loop(c, p):
-        return tf.while_loop(lambda j, c: j < 2, lambda j, c: (j + 1, c + c + p), (0, c))[1], None
-
-    def closed_over(c, p):
-        w = tf.fill([2], p)
-        return tf.cond(p > -1, lambda: w + w + c[0], lambda: c), None
-
-    def of_a_function(c, p):
-        v = tf.tanh(c)
-        return p + v + p + v + v, {"y": v + v + 1}
-
-    return {f.__name__: f for f in (once, in_a_branch, in_a_loop, closed_over, of_a_function)}
-
-
-@FORMS
-@pytest.mark.parametrize("name", ["once", "in_a_branch", "in_a_loop", "closed_over", "of_a_function"])
-def test_an_array_added_twice(name, form):
-    tf_while = loaded("tf_while")
-    layer, run = sums()[name], forms()[form]
-    import tensorflow as tf
-
-    arrays = tf.constant([0.5, -0.25, 0.125]), tf.constant([1.0, 2.0])
-    for function in (
-        lambda scan, p, c: scan(layer, p, c),
-        lambda scan, p, c: gradients(lambda p, c: scan(layer, p, c), p, c),
-    ):
-        right = function(tf_while.unroll_layers, *arrays)
-        assert_near(run(lambda p, c, f=function: f(tf_while.scan_layers, p, c))(*arrays), right)
-
-
-@FORMS
-def test_integers_added_twice(form):
-    tf_while = loaded("tf_while")
-    import tensorflow as tf
-
-    run = forms()[form](lambda p, c: tf_while.scan_layers(lambda c, p: ((c + c + 1) % 5, None), p, c)[0])
-    found = run(tf.ones([3]), tf.constant([1, 2]))
-    assert found.dtype == tf.int32
-    assert found.numpy().tolist() == [0, 3]  # 1, 3, 2, 0 and 2, 0, 1, 3
-
-
-def drawn(seed):
-    """A layer of eight operations drawn at random, of the carry, the layer's parameters and a number."""
-    import tensorflow as tf
-
-    def layer(c, p):
-        draw = np.random.default_rng(seed)
-        pool = [c["a"], c["b"], p, tf.tanh(c["a"]), tf.constant(0.5)]
-        for _ in range(8):
-            a, b = (pool[i] for i in draw.integers(len(pool), size=2))
-            operations = (
-                lambda a, b: a + b,
-                lambda a, b: a + a + b,
-                lambda a, b: a - b,
-                lambda a, b: tf.tanh(a) * b,
-                lambda a, b: tf.where(a > b, a, b),
-                lambda a, b: tf.add_n([a, a]) + b,
-                lambda a, b: tf.reduce_sum(a) * b,
-                lambda a, b: tf.cast(tf.cast(a, tf.int32) + 1, tf.float32) + b,
-            )
-            pool.append(operations[draw.integers(len(operations))](a, b))
-        whole = [a for a in pool if a.shape == (2, 2)]
-        total = tf.add_n([tf.reduce_sum(a) for a in pool[-3:]])
-        return {"a": tf.tanh(whole[-1] + c["a"]), "b": tf.tanh(total + c["b"])}, tf.tanh(pool[-1])
-
-    return layer
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_layers_drawn_at_random(seed):
-    tf_while = loaded("tf_while")
-    import tensorflow as tf
-
-    draw, layer = np.random.default_rng(seed).normal, drawn(seed)
-    init = {"a": tf.constant(draw(size=(2, 2)), tf.float32), "b": tf.constant(0.3)}
-    params = tf.constant(draw(size=(3, 2)), tf.float32)
-    assert_near(tf_while.scan_layers(layer, params, init), tf_while.unroll_layers(layer, params, init))
-
 
 # What a layer reads beside its arguments.
 
@@ -182,6 +92,24 @@ def test_gradient_where_every_size_is_open(N, options):
     right = gradients(lambda w, x: stack(tf_while.unroll_layers, w, x, reverse), w, x)
     assert_near(program(w, x), stack(tf_while.unroll_layers, w, x, reverse))
     assert_near(gradients(program, w, x), right)
+
+
+@pytest.mark.parametrize(("options", "at_once"), [({}, 10), ({"remat": True}, 1), ({"remat": 2}, 1)], ids=str)
+def test_of_layers_that_run_again_one_at_a_time_is_in_memory(options, at_once):
+    """A loop of TensorFlow has ten steps at work where they do not wait for each other, as those of remat do not."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    run = tf.function(
+        lambda w, x: gradients(
+            lambda w, x: tf_while.scan_layers(lambda c, p: (tf.tanh(c * p), c), w, x, **options), w, x
+        )
+    )
+    graph = run.get_concrete_function(tf.ones([6]), tf.ones([2])).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    loops = [node.attr["parallel_iterations"].i for node in nodes if "While" in node.op]
+    assert len(loops) >= 2
+    assert set(loops) == {at_once}
 
 
 def test_functions_that_run_eagerly_have_gradients():

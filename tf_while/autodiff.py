@@ -1,9 +1,9 @@
 """The framework's ordinary autodiff from outside, and the rule by which it goes through a stack.
 
 TensorFlow differentiates a while loop by itself, but its gradient of the read `a[i]` adds a whole stack of zeros for
-each layer: time N * N. What JAX does behind `jax.grad` is written out here instead: a loop forwards that keeps the
-carries, then a loop backwards over them, of the layer's vjp. What a layer closes over is found by tracing it, and is
-one more argument of the stack as far as derivatives are concerned.
+each layer: time N * N. What JAX does behind `jax.grad` is written out here instead: a loop forwards that keeps what
+the layer's derivative reads, then a loop backwards over it. What a layer closes over is found by tracing it, and is one
+more argument of the stack as far as derivatives are concerned.
 Source: https://www.tensorflow.org/api_docs/python/tf/custom_gradient
 """
 
@@ -16,20 +16,19 @@ import tensorflow as tf
 
 from reference import arguments
 from tf_while.edges import captured_within, compile, reading
-from tf_while.loops import backward_groups, forward
+from tf_while.loops import Plan, nothing, scan, scan_vjp, vjp_step
+from tf_while.residuals import captured, keeping, recomputing
 from tf_while.trees import (
     Arrays,
-    FlatLayer,
     Layer,
+    Traced,
     apart,
-    depth,
     filled,
-    flat,
     flatten,
     floats,
     is_float,
     nones,
-    one_size,
+    pulled,
     split,
     trace_flat,
 )
@@ -55,117 +54,66 @@ def compile_gradient(apply: Apply) -> Callable[..., tuple[tf.Tensor, ...]]:
     return compile(gradient(apply))
 
 
-def differentiable(
-    layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: Any, reverse: bool, unroll: int, remat: bool | int
-) -> tuple[Any, Any]:
-    """(carry, ys) of the scan of `layer(carry, *slices)` over axis 0 of `stacked`, with a gradient of its own."""
-    flat_layer, arrays, carry, pack_carry, pack_ys = flat(layer, stacked, init)
-    arrays = one_size(arrays, num_layers)
-    carry, ys = split(_scan(flat_layer, arrays, carry, reverse, unroll, remat), len(carry))
-    return pack_carry(carry), pack_ys(ys)
-
-
-def _scan(layer: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool, unroll: int, remat: int) -> Arrays:
-    """`scan` of flat lists, with its derivative. The layer's vjp computes the layer again: remat False is True."""
-    like_ys, closed_over, captures, state = trace_flat(layer, stacked, init)
-    num_layers = depth(stacked)
-    k = max(1, min(remat, num_layers) if isinstance(num_layers, int) else remat)
-    options = reverse, unroll, k
-    within = captured_within(captures)
+def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
+    """(carry, ys) of the scan of `plan.step` over axis 0 of `stacked`, with a gradient of its own."""
+    traced = trace_flat(plan.step, stacked, init)
+    known = all(a.shape.is_fully_defined() for a in (*init, *traced.like_ys))
+    if not known and stacked[0].shape[:1] == [0]:  # loops that do not run would not know the sizes of ys
+        return nothing(plan.step, stacked, init)
+    kept = None if plan.remat else keeping(traced, len(stacked), len(init))
+    plan = plan._replace(rule=kept or recomputing(plan.step, init, traced))
+    within = captured_within(traced.captures)
 
     @tf.custom_gradient
     def run(*arrays: tf.Tensor) -> tuple[Arrays, Callable[..., Any]]:
-        primals = split(arrays, len(stacked), len(init))  # and what is closed over
-        results, kept = forward(layer, primals[0], primals[1], like_ys, *options)
+        stacked_, init_, closed = split(arrays, len(stacked), len(init))
+        carry, ys, kept = scan(plan, stacked_, init_, keep=any(map(is_float, arrays)))
+        results = [*carry, *ys]
 
         def vjp(*cotangents: tf.Tensor, variables: Any = None) -> Any:
-            if state is not None:
-                raise arguments.runs_twice(state)
+            if plan.rule.runs_again and traced.state is not None:
+                raise arguments.runs_twice(traced.state)
             given = [d for d, result in zip(cotangents, results, strict=True) if is_float(result)]
             with reading(within):
-                grads = _vjp(layer, primals, [capture for capture, _ in closed_over], kept, given, *options)
+                grads = _vjp(plan, traced, (stacked_, init_, closed), kept, given)
             return _gradients(grads, arrays, variables)
 
         return results, vjp
 
-    def loops() -> Arrays:
-        # identities: of this graph, also where it is the branch of a tf.cond and they come from far around
-        return run(*map(tf.identity, [*stacked, *init, *(value for _, value in closed_over)]))
-
-    def nothing() -> Arrays:
-        return [*map(tf.identity, init), *(tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in like_ys)]
-
-    known = all(a.shape.is_fully_defined() for a in (*init, *like_ys))
-    return nothing() if not known and isinstance(num_layers, int) and num_layers == 0 else loops()
+    # identities: of this graph, also where it is the branch of a tf.cond and they come from far around
+    carry, ys = split(run(*map(tf.identity, [*stacked, *init, *(a for _, a in traced.closed_over)])), len(init))
+    return carry, ys
 
 
-def _vjp(
-    layer: FlatLayer,
-    primals: Sequence[Arrays],
-    captures: Arrays,
-    kept: Arrays,
-    cotangents: Arrays,
-    reverse: bool,
-    unroll: int,
-    k: int,
-) -> Arrays:
-    """Gradients of the floating-point arrays in primals = (stacked, init, closed_over)."""
-    stacked, init, closed = primals
-    step = _vjp_layer(layer, len(stacked), len(init), captures)
-
-    def start(cotangents: Sequence[Any], closed: Arrays) -> tuple[Arrays, Arrays]:
-        dcarry, dys = split(cotangents, len(floats(init)))
-        return [*dcarry, *map(tf.zeros_like, closed)], dys
+def _vjp(plan: Plan, traced: Traced, primals: tuple[Arrays, ...], kept: Arrays, cotangents: Arrays) -> Arrays:
+    """Gradients of the floating-point arrays in primals = (stacked, init, closed), with derivatives of their own."""
 
     @tf.custom_gradient
-    def pull(*arrays: tf.Tensor) -> tuple[Arrays, Callable[..., Any]]:
+    def run(*arrays: tf.Tensor) -> tuple[Arrays, Callable[..., Any]]:
         stacked, init, closed, cotangents = split(arrays, *map(len, primals))
-        state, dys = start(cotangents, closed)
-        if k == 1:
-            like = [tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)]
-            results, _ = forward(step, [*stacked, *kept, *dys], state, like, not reverse, unroll, 0)
-        else:
-            results = backward_groups(layer, step, stacked, kept, dys, state, reverse, unroll, k)
+        dcarry, dys = split(cotangents, len(floats(init)))
+        dclosed = [*map(tf.zeros_like, closed)]
+        dstacked, dinit, dclosed_ = scan_vjp(plan, stacked, kept, dcarry, dys, dclosed)
 
         def vjp(*tangents: tf.Tensor, variables: Any = None) -> Any:
-            # the same derivative once more, as two scans that have derivatives themselves
-            carries = _scan(lambda c, s: (layer(c, s)[0], c), stacked, init, reverse, unroll, 1)
-            again = [*stacked, *carries[len(init) :], *dys]
-            again = _scan(step, again, state, not reverse, unroll, 1)
-            closed = _captured(captures)
-            wrt = [*floats(stacked), *floats(init), *closed, *cotangents]
+            # The same once more as two stacks that have derivatives: of the layer, then of the layer's derivative.
+            if traced.state is not None:
+                raise arguments.runs_twice(traced.state)
+            first = plan._replace(step=lambda c, s: (plan.step(c, s)[0], c), remat=1)
+            _, carries = differentiable(first, stacked, init)
+            step = vjp_step(recomputing(plan.step, init, traced), len(stacked), len(dcarry))
+            second = plan._replace(step=step, reverse=not plan.reverse, remat=1)
+            state, dstacked = differentiable(second, [*stacked, *carries, *dys], [*dcarry, *dclosed])
+            places = captured(traced)
+            wrt = [*floats(stacked), *floats(init), *places, *cotangents]
             # stop: one of them may have been computed from another, and what it gets that way is not counted here
-            grads = tf.gradients(again, wrt, tangents, stop_gradients=[*arrays, *closed])
+            grads = pulled([*dstacked, *state], wrt, tangents, stop_gradients=[*arrays, *places])
             return _gradients(filled(grads, floats(arrays)), arrays, variables)
 
-        return results, vjp
+        return [*dstacked, *dinit, *dclosed_], vjp
 
     # identities: apart from what the cotangents come from
-    results = pull(*map(tf.identity, [*stacked, *init, *closed, *cotangents]))
-    dinit_and_closed, dstacked = split(results, len(floats(init)) + len(closed))
-    return [*dstacked, *dinit_and_closed]
-
-
-def _vjp_layer(layer: FlatLayer, num_stacked: int, num_carry: int, captures: Arrays) -> FlatLayer:
-    """The layer's vjp as a layer, of carry [*dcarry, *dclosed_over] and slices of [*stacked, *carries, *dys]."""
-
-    def step(state: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
-        xs, carry, dys = split([*map(tf.identity, slices)], num_stacked, num_carry)
-        dcarry, dclosed = split(state, len(floats(carry)))
-        new_carry, ys = layer(carry, xs)
-        wrt = [*floats(carry), *_captured(captures), *floats(xs)]
-        # tf.gradients, not a tape: a tape in here would stop forward mode from passing through
-        grads = tf.gradients(floats([*new_carry, *ys]), wrt, [*dcarry, *dys], stop_gradients=[*carry, *xs])
-        grads = filled(grads, [*dcarry, *dclosed, *floats(xs)])
-        dcarry, more, dxs = split(grads, len(dcarry), len(dclosed))
-        return [*dcarry, *(a + b for a, b in zip(dclosed, more, strict=True))], dxs
-
-    return step
-
-
-def _captured(captures: Arrays) -> Arrays:
-    """What stands for `captures` in the body that is being traced."""
-    return [tf.compat.v1.get_default_graph().capture(c) for c in captures]
+    return run(*map(tf.identity, [a for part in (*primals, cotangents) for a in part]))
 
 
 def _gradients(grads: Sequence[Any], arrays: Sequence[Any], variables: Any) -> Any:
@@ -181,10 +129,10 @@ def pushforward(function: Callable[..., Any], primals: Any, tangents: Any) -> tu
     outputs = function(*pack(arrays))
     outs, pack_outs = apart(outputs)
     seeds = [*map(tf.zeros_like, floats(outs))]
-    pulled = tf.gradients(floats(outs), floats(arrays), seeds)
+    pulls = pulled(floats(outs), floats(arrays), seeds)
     along = flatten(tangents)[0]
-    pairs = [(tf.convert_to_tensor(p), t) for p, t in zip(pulled, along, strict=True) if p is not None]
-    pushed = tf.gradients([p for p, _ in pairs], seeds, [t for _, t in pairs])
+    pairs = [(tf.convert_to_tensor(p), t) for p, t in zip(pulls, along, strict=True) if p is not None]
+    pushed = pulled([p for p, _ in pairs], seeds, [t for _, t in pairs])
     return outputs, pack_outs(nones(filled(pushed, seeds), outs))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
+from tensorflow.python.ops import control_flow_util
 
 from reference import arguments
 
@@ -25,20 +26,36 @@ def fenced() -> Iterator[None]:
     """Operations made in here, also in branches and loops within, are left alone where TensorFlow spoils them.
 
     Its graph optimiser rewrites c + c + b to a number of copies of c, of a shape that it does not know within a loop or
-    a branch: the result is an empty float32 array. Sums that are marked stay as they are; XLA never rewrites them.
+    a branch: the result is an empty float32 array. Sums that are marked stay as they are; XLA never rewrites them. Sums
+    of constants are not marked: the derivative of x ** 2 has 2 - 1 in it, and is ten times slower where that stays.
     """
     if tf.executing_eagerly():
         yield
         return
 
     def mark(operation: tf.Operation) -> str:
-        if operation.type in ("Add", "AddV2", "AddN", "Sub"):
+        if operation.type in ("Add", "AddV2", "AddN", "Sub") and not all(map(_is_constant, operation.inputs)):
             operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
         return operation.device
 
     # a device function, because it is the one thing that graphs within this one inherit
     with tf.compat.v1.device(mark):
         yield
+
+
+def _is_constant(a: tf.Tensor) -> bool:
+    """Whether it is a number that is known now, also where it is read from the graph around."""
+    while a.op.type == "Placeholder":
+        around = [outer for outer, inner in getattr(a.graph, "captures", ()) if inner is a]
+        if not around or not tf.is_symbolic_tensor(around[0]):
+            return False
+        a = around[0]
+    return a.shape.rank == 0 and tf.get_static_value(a) is not None
+
+
+def compiled_by_xla() -> bool:
+    """Whether the graph that is being built is part of a `tf.function(jit_compile=True)`."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def captured_within(captures: list[Any]) -> list[tuple[Any, Any]]:
@@ -71,13 +88,19 @@ RUNS_AGAIN = (
 )
 
 
-def stateful(graph: tf.Graph) -> Iterator[str]:
-    """The operations of `graph`, and of branches and loops within, that draw random numbers or write state."""
+def operations(graph: tf.Graph) -> Iterator[str]:
+    """The types of the operations of `graph`, and of branches, loops and functions within."""
     definition = graph.as_graph_def()
-    for node in (*definition.node, *(node for f in definition.library.function for node in f.node_def)):
-        known = op_def_registry.get(node.op)
-        if known is not None and known.is_stateful and node.op not in RUNS_AGAIN:
-            yield node.op
+    yield from (node.op for node in definition.node)
+    yield from (node.op for function in definition.library.function for node in function.node_def)
+
+
+def stateful(graph: tf.Graph) -> Iterator[str]:
+    """Those that draw random numbers or write state."""
+    for operation in operations(graph):
+        known = op_def_registry.get(operation)
+        if known is not None and known.is_stateful and operation not in RUNS_AGAIN:
+            yield operation
 
 
 def from_numpy(array: np.ndarray) -> tf.Tensor:

@@ -1,162 +1,161 @@
-"""The loops under `stack.py`: `tf.while_loop` with a counter, and reads `a[i]`.
+"""The loops under `stack.py`: one forwards that keeps what the layer's derivative needs, and one backwards.
 
-Results are written into a TensorArray, which becomes one array after the loop. Trees are flat lists here.
+    for i in range(N):                              for i in reversed(range(N)):
+        kept[i] = what the derivative reads             dcarry, dparams[i] = derivative(kept[i], dcarry, dys[i])
+        carry, ys[i] = layer(carry, params[i])
+
+Trees are flat lists here. The layer and its derivative are given as a `Rule` (residuals.py). Layers have a number i in
+the stack, and run as number p. `tf.while_loop` itself, and the lists that it fills, are in primitive.py.
 Source: https://www.tensorflow.org/api_docs/python/tf/while_loop
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_while.edges import fenced
-from tf_while.trees import Arrays, FlatLayer, Layer, Size, depth, flat, floats, trace_flat
+from tf_while.primitive import at, handed_over, like, lists, loop, stack, write
+from tf_while.trees import Arrays, FlatLayer, Size, depth, floats, split, trace_flat
 
 
-def forward(
-    layer: FlatLayer,
-    stacked: Arrays,
-    init: Arrays,
-    like_ys: Arrays,
-    reverse: bool,
-    unroll: int,
-    k: int,
-) -> tuple[Arrays, Arrays]:
-    """([*carry, *ys], kept): kept has the carry before every k layers, at k = 1 in the order of the layers."""
-    num_layers = depth(stacked)
+class Plan(NamedTuple):
+    """How a stack is run."""
 
-    def step(p: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        i = num_layers - 1 - p if reverse else p
-        new_carry, y = layer(carry, [a[i] for a in stacked])
-        kept = _write(kept, i, carry) if k == 1 else kept
-        return [_like(new, old) for new, old in zip(new_carry, carry, strict=True)], _write(ys, i, y), kept
+    step: FlatLayer
+    reverse: bool = False
+    unroll: int = 1
+    remat: int = 0  # 0: what the derivative reads is kept; k: one carry every k layers
+    rule: Any = None  # the Rule of the step
+
+
+class Rule(NamedTuple):
+    """The layer and its derivative on flat lists, each for the body of a loop; like_: shapes and dtypes."""
+
+    forward: Callable[[Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]  # (carry, slices) -> (new_carry, y, kept)
+    backward: Callable[..., tuple[Arrays, Arrays, Arrays]]  # (kept, slices, dcarry, dy) -> d of carry, slices, closed
+    like_ys: Arrays
+    like_kept: Arrays
+    runs_again: bool  # the layer, on the way back
+
+
+def scan(plan: Plan, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept): with `keep`, what `scan_vjp` starts from."""
+    num_layers, k, groups = _groups(plan, stacked)
+    ys, kept = lists(plan.rule.like_ys, num_layers), lists(plan.rule.like_kept if keep else [], groups)
+
+    def read(i: Size) -> Arrays:
+        return [a[i] for a in stacked]
 
     def group(g: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        kept = _write(kept, g, carry)
-        return _loop(step, g * k, tf.minimum(g * k + k, num_layers), k, unroll, (carry, ys, kept))
+        kept = write(kept, g, carry)
+        span = g * k, tf.minimum(g * k + k, num_layers), k
+        carry, ys, _ = _layers(plan, read, num_layers, span, carry, ys, [])
+        return carry, ys, kept
 
-    groups = -(-num_layers // k) if k else 0
-    state = init, _lists(like_ys, num_layers), _lists(init if k else [], groups)
-    if k > 1:
-        carry, ys, kept = _loop(group, 0, groups, groups, 1, state)
+    if k == 1 or not keep:
+        carry, ys, kept = _layers(plan, read, num_layers, (0, num_layers, num_layers), init, ys, kept)
     else:
-        carry, ys, kept = _loop(step, 0, num_layers, num_layers, unroll, state)
-    return [*carry, *_stack(ys, num_layers)], _stack(kept, groups)
+        carry, ys, kept = loop(group, 0, groups, groups, (init, ys, kept), ahead=1)
+    return carry, stack(ys, num_layers), handed_over(kept, groups)
 
 
-def backward_groups(
-    layer: FlatLayer,
-    vjp_layer: FlatLayer,
-    stacked: Arrays,
-    kept: Arrays,
-    dys: Arrays,
-    state: Arrays,
-    reverse: bool,
-    unroll: int,
-    k: int,
-) -> Arrays:
-    """[*state, *dstacked]: the scan of `vjp_layer`, with the carries of one group at a time recomputed."""
-    num_layers = depth(stacked)
-    groups = -(-num_layers // k)
+def scan_vjp(
+    plan: Plan, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: Arrays, dclosed: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(dstacked, dcarry, dclosed) for cotangents of the carry and of ys, and zeros to add dclosed to."""
+    num_layers, k, groups = _groups(plan, stacked)
+    # The derivative of a layer is a layer too: its carry is a cotangent, its ys are the gradients of the slices.
+    step = vjp_step(plan.rule, len(stacked), len(dcarry))
+    back = plan._replace(reverse=not plan.reverse, rule=plan.rule._replace(forward=lambda *x: (*step(*x), [])))
 
-    def layer_at(p: Size) -> Size:
-        return num_layers - 1 - p if reverse else p
+    def read(i: Size) -> Arrays:
+        return [a[i] for a in stacked]
+
+    def read_back(kept: Arrays) -> Callable[[Size], Arrays]:
+        return lambda i: [*read(i), *at(kept, _place(plan, i), plan.rule.like_kept), *(a[i] for a in dys)]
 
     def group(h: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
         g = groups - 1 - h
         start, stop = g * k, tf.minimum(g * k + k, num_layers)
+        # the carry before each layer, for which the last need not run
+        carry, carries = at(kept, g, plan.rule.like_kept), lists(plan.rule.like_kept, k)
+        carry, _, carries = _layers(plan, read, num_layers, (start, stop - 1, k - 1), carry, [], carries)
+        carries = write(carries, _place(plan, _layer(plan, stop - 1, num_layers)), carry)
+        again, span = read_back(handed_over(carries, k)), (num_layers - stop, num_layers - start, k)
+        return _layers(back, again, num_layers, span, state, dstacked, [])[:2]
 
-        def again(p: Size, carry: Arrays, carries: Arrays) -> tuple[Arrays, Arrays]:
-            new_carry, _ = layer(carry, [a[layer_at(p)] for a in stacked])
-            carry = [_like(new, old) for new, old in zip(new_carry, carry, strict=True)]
-            return carry, _write(carries, p + 1 - start, carry)
-
-        first = [a[g] for a in kept]
-        carries = _write(_lists(first, k), 0, first)
-        _, carries = _loop(again, start, stop - 1, k - 1, unroll, (first, carries))
-        carries = _stack(carries, k)
-
-        def step(q: Size, state: Arrays, dstacked: Arrays) -> tuple[Arrays, Arrays]:
-            p = stop - 1 - q
-            i = layer_at(p)
-            slices = [*(a[i] for a in stacked), *(a[p - start] for a in carries), *(a[i] for a in dys)]
-            state, dslices = vjp_layer(state, slices)
-            return state, _write(dstacked, i, dslices)
-
-        return _loop(step, 0, stop - start, k, unroll, (state, dstacked))
-
-    like = [tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)]
-    state, dstacked = _loop(group, 0, groups, groups, 1, (state, _lists(like, num_layers)))
-    return [*state, *_stack(dstacked, num_layers)]
+    state = [*dcarry, *dclosed]
+    dstacked = lists([tf.TensorSpec(a.shape[1:], a.dtype) for a in floats(stacked)], num_layers)
+    if k == 1:
+        span = 0, num_layers, num_layers
+        state, dstacked, _ = _layers(back, read_back(kept), num_layers, span, state, dstacked, [])
+    else:
+        state, dstacked = loop(group, 0, groups, groups, (state, dstacked), ahead=1)
+    dcarry, dclosed = split(state, len(dcarry))
+    return stack(dstacked, num_layers), dcarry, dclosed
 
 
-def unrolled(layer: Layer, stacked: tuple[Any, ...], init: Any, num_layers: int, reverse: bool) -> tuple[Any, Any]:
+def vjp_step(rule: Rule, num_slices: int, num_dcarry: int) -> FlatLayer:
+    """The derivative as a layer, of carry [*dcarry, *dclosed] and slices [*slices, *kept, *dys]."""
+
+    def step(state: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
+        dcarry, dclosed = split(state, num_dcarry)
+        slices, kept, dys = split(slices, num_slices, len(rule.like_kept))
+        dcarry, dslices, more = rule.backward(kept, slices, dcarry, dys)
+        return [*dcarry, *(a if b is None else a + b for a, b in zip(dclosed, more, strict=True))], dslices
+
+    return step
+
+
+def unrolled(step: FlatLayer, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[Arrays, Arrays]:
     """The same values as `scan`, with N layers in the graph."""
-    flat_layer, arrays, carry, pack_carry, pack_ys = flat(layer, stacked, init)
+    num_layers = depth(stacked)
     if num_layers == 0:
-        like_ys = trace_flat(flat_layer, arrays, carry).like_ys
-        return pack_carry([*map(tf.identity, carry)]), pack_ys([tf.zeros([0, *y.shape], y.dtype) for y in like_ys])
+        return nothing(step, stacked, init)
     # Split once: the gradient of `a[i]` would be a stack of zeros around each layer's, N times.
-    slices = [[*parts] for parts in zip(*(tf.unstack(a, num_layers) for a in arrays), strict=True)]
-    ys: list[Any] = [None] * len(slices)
-    for i in reversed(range(len(slices))) if reverse else range(len(slices)):
-        carry, ys[i] = flat_layer(carry, slices[i])
-    return pack_carry([*map(tf.identity, carry)]), pack_ys([tf.stack(y) for y in zip(*ys, strict=True)])
+    slices = [[*parts] for parts in zip(*(tf.unstack(a, num_layers) for a in stacked), strict=True)]
+    carry, ys = init, [init] * num_layers
+    for i in reversed(range(num_layers)) if reverse else range(num_layers):
+        carry, ys[i] = step(carry, slices[i])
+    return [*map(tf.identity, carry)], [tf.stack(parts) for parts in zip(*ys, strict=True)]
 
 
-def _loop(step: Callable[..., Any], start: Size, stop: Size, limit: Size, unroll: int, state: tuple[Any, ...]) -> Any:
-    """`state = step(p, *state)` for p from start to stop, at most limit times, and `unroll` times a body."""
-    if isinstance(limit, int) and limit == 0:  # XLA refuses to trace a read from an empty stack
-        return state
-
-    def times(count: int, limit: Size, p: Size, state: tuple[Arrays, ...]) -> tuple[Any, tuple[Arrays, ...]]:
-        def body(p: Size, state: tuple[Arrays, ...]) -> tuple[Size, tuple[Arrays, ...]]:
-            with fenced():
-                for j in range(count):  # the layers that `unroll` asks for in one body
-                    state = step(p + j, *state)
-            return p + count, state
-
-        # maximum_iterations: without it XLA cannot size the lists of a derivative
-        return tf.while_loop(lambda p, _: p + count <= stop, body, (p, state), maximum_iterations=limit)
-
-    p, state = times(unroll, limit // unroll, tf.convert_to_tensor(start), state)
-    if unroll > 1:  # what is left over
-        _, state = times(1, unroll - 1, p, state)
-    return state
+def nothing(step: FlatLayer, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
+    """The same for no layers, whose ys have the sizes that trace time knows, or none."""
+    like_ys = trace_flat(step, stacked, init).like_ys
+    return [*map(tf.identity, init)], [tf.zeros([0, *(n or 0 for n in y.shape)], y.dtype) for y in like_ys]
 
 
-def _like(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-    """`new` with the static shape of `old`, which it must have."""
-    return new if new.shape.is_fully_defined() else tf.ensure_shape(new, old.shape)
+def _groups(plan: Plan, stacked: Arrays) -> tuple[Size, int, Size]:
+    """(N, k, the number of groups of k layers): of each group something is kept once."""
+    num_layers = depth(stacked)
+    k = max(1, min(plan.remat, num_layers) if isinstance(num_layers, int) else plan.remat)
+    return num_layers, k, (num_layers + k - 1) // k
 
 
-def _lists(like: Arrays, size: Size) -> list[tf.TensorArray]:
-    return [tf.TensorArray(a.dtype, size, element_shape=a.shape) for a in like]
+def _layer(plan: Plan, p: Size, num_layers: Size) -> Size:
+    """Which layer runs as number p."""
+    return num_layers - 1 - p if plan.reverse else p
 
 
-def _write(lists: list[tf.TensorArray], i: Size, arrays: Arrays) -> list[tf.TensorArray]:
-    return [written.write(i, a) for written, a in zip(lists, arrays, strict=True)]
+def _place(plan: Plan, i: Size) -> Size:
+    """Where something is kept of layer i: a group has k places."""
+    return i % plan.remat if plan.remat > 1 else i
 
 
-def _stack(lists: list[tf.TensorArray], size: Size) -> Arrays:
-    stacked = [
-        written.stack() if written.element_shape.is_fully_defined() else _stack_of_any_width(written, size)
-        for written in lists
-    ]
-    for a in stacked:
-        a.set_shape([size if isinstance(size, int) else None, *a.shape[1:]])
-    return stacked
+def _layers(
+    plan: Plan, read: Callable[..., Arrays], num_layers: Size, span: Any, carry: Arrays, ys: Arrays, kept: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept) after the layers that run as number start to stop, span = (start, stop, at most so many)."""
 
+    def step(p: Size, carry: Arrays, ys: Arrays, kept: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        i = _layer(plan, p, num_layers)
+        new_carry, y, keep = plan.rule.forward(carry, read(i))
+        carry = [like(new, old) for new, old in zip(new_carry, carry, strict=True)]
+        return carry, write(ys, i, y) if ys else [], write(kept, _place(plan, i), keep) if kept else []
 
-def _stack_of_any_width(written: tf.TensorArray, size: Size) -> tf.Tensor:
-    """`written.stack()`, which refuses a list of no arrays whose sizes are unknown: they are 0 here."""
-    if written.element_shape.rank is None:
-        return written.stack()
-    known = written.element_shape.as_list()
-    shape = tf.where(size > 0, [-1 if n is None else n for n in known], [n or 0 for n in known])
-    stacked = tf.raw_ops.TensorListStack(
-        input_handle=written.flow, element_shape=shape, element_dtype=written.dtype, num_elements=-1
-    )
-    return tf.ensure_shape(stacked, [None, *known])
+    start, stop, limit = span
+    # ahead: of as many layers that run again, what they make would be in memory at once
+    return loop(step, start, stop, limit, (carry, ys, kept), plan.unroll, ahead=1 if plan.rule.runs_again else 10)

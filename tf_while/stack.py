@@ -21,7 +21,7 @@ from tf_while import loops
 from tf_while.autodiff import differentiable
 from tf_while.edges import as_leaf
 from tf_while.layers import dense
-from tf_while.trees import Layer, as_program, assert_dense_stack, prepare
+from tf_while.trees import Layer, as_program, assert_dense_stack, flat, one_size, prepare
 
 
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -95,9 +95,10 @@ def scan_layers(
 
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2, if every stacked array
         has 1000 elements (the zeros of fewer are one operation, not two). Else at most some number, whatever N is.
-    Limits: remat=False is remat=True: the backward pass recomputes inside a layer, so that a gradient refuses a layer
-        that draws random numbers or writes state. What `layer` closes over is shared by all layers and receives its
-        gradient. Called as it stands it is a graph, not XLA, traced once for all layers that are made of the same
+    Limits: with remat, and in second derivatives, layers run again, so that one that draws random numbers or writes
+        state is refused. remat=False is True for a layer that calls a `tf.function`, and under XLA for one with a
+        `tf.while_loop` of its own. What `layer` closes over is shared by all layers and receives its gradient. Called
+        as it stands it is a graph, not XLA, traced once for all layers that are made of the same
         (reference/made_of.py). Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
@@ -110,8 +111,11 @@ def _scan_any(
 ) -> tuple[Any, Any]:
     num_layers = prepare(layer, stacked_params, init, xs)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)
+    step, arrays, init_arrays, pack_carry, pack_ys = flat(layer, stacked, init)
     with tf.name_scope("scan_layers"):  # the name of the stack in a profile
-        return differentiable(layer, stacked, init, num_layers, reverse, unroll, remat)
+        plan = loops.Plan(step, reverse, unroll, int(remat))
+        carry, ys = differentiable(plan, one_size(arrays, num_layers), init_arrays)
+    return pack_carry(carry), pack_ys(ys)
 
 
 def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -127,7 +131,10 @@ def unroll_layers(
 ) -> tuple[Any, Any]:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
     num_layers = prepare(layer, stacked_params, init, xs, reverse)
-    return loops.unrolled(layer, (stacked_params,) if xs is None else (stacked_params, xs), init, num_layers, reverse)
+    stacked = (stacked_params,) if xs is None else (stacked_params, xs)
+    step, arrays, init_arrays, pack_carry, pack_ys = flat(layer, stacked, init)
+    carry, ys = loops.unrolled(step, one_size(arrays, num_layers), init_arrays, reverse)
+    return pack_carry(carry), pack_ys(ys)
 
 
 def _check(weights: Any, x: Any) -> None:

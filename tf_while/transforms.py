@@ -33,7 +33,7 @@ def _vjp(layer: Layer, *options_and_trees: Any) -> tuple[Any, Any]:
     arrays, pack = trees.apart((stacked_params, init, xs))
     outputs = scan_layers(layer, *pack(arrays), **dict(options))
     cotangents = trees.tangents_like("cotangents", cotangents, outputs, OUTPUTS)
-    grads = tf.gradients(trees.floats(trees.flatten(outputs)[0]), trees.floats(arrays), trees.flatten(cotangents)[0])
+    grads = trees.pulled(trees.floats(trees.flatten(outputs)[0]), trees.floats(arrays), trees.flatten(cotangents)[0])
     return outputs, pack(trees.nones(trees.filled(grads, trees.floats(arrays)), arrays))
 
 
@@ -99,7 +99,7 @@ def _hvp(layer: Layer, loss: Callable[[Any, Any], tf.Tensor], *options_and_trees
     outputs, out_tangents = jvp_layers(layer, *pack(arrays), tangents=pack_tangents(tarrays), **dict(options))
     _, tloss = pushforward(loss, outputs, out_tangents)
     wrt = [*tarrays, *trees.floats(arrays)]
-    grads = trees.filled(tf.gradients(tloss, wrt), wrt)
+    grads = trees.filled(trees.pulled([tloss], wrt, None), wrt)
     return tuple(pack(trees.nones(half, arrays)) for half in (grads[: len(tarrays)], grads[len(tarrays) :]))
 
 
@@ -130,7 +130,7 @@ def _vmap_vjp(layer: Layer, B: int, in_axes: tuple[Any, ...], *options_and_trees
     outputs = carry, trees.moved(ys, 1, 0)
 
     cotangents = trees.tangents_like("cotangents", cotangents, outputs, OUTPUTS)
-    grads = tf.gradients(trees.floats(trees.flatten(outputs)[0]), trees.floats(arrays), trees.flatten(cotangents)[0])
+    grads = trees.pulled(trees.floats(trees.flatten(outputs)[0]), trees.floats(arrays), trees.flatten(cotangents)[0])
     dparams, dinit, dxs = pack(trees.nones(trees.filled(grads, trees.floats(arrays)), arrays))
     return outputs, (trees.moved(dparams, 1, 0), dinit, trees.moved(dxs, 1, 0))
 

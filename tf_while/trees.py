@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from reference import arguments, made_of
-from tf_while.edges import as_leaf, stateful
+from tf_while.edges import as_leaf, fenced, stateful
 
 Layer = Callable[..., tuple[Any, Any]]
 Arrays = list[Any]  # the arrays of a tree, flat
@@ -40,7 +40,7 @@ def prepare(
         carry, (params, x) = pack_carry(carry_arrays), pack_slices(slice_arrays)
         output = layer(carry, params) if xs is None else layer(carry, params, x)
         arguments.check_layer(as_leaf, carry, output)
-        return output, []
+        return [], []
 
     trace_flat(run_once, arrays, carry_arrays)
     return num_layers
@@ -51,19 +51,22 @@ class Traced(NamedTuple):
     closed_over: list[tuple[Any, Any]]  # arrays of floating point: (what the layer captures, value)
     captures: Arrays  # all that it captures
     state: str | None  # the first operation in it that draws or writes something whenever it runs
+    graph: Any  # of the layer, from [*carry, *slices, *captures] to (new_carry, ys)
 
 
 def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> Traced:
     """`layer` traced once, on arrays without values."""
     slices = [tf.TensorSpec(a.shape[1:], a.dtype) for a in stacked]
     carry = [tf.TensorSpec(a.shape, a.dtype) for a in carry]
-    program = tf.function(lambda carry, slices: layer(carry, slices)[1], autograph=False)
-    traced = program.get_concrete_function(carry, slices)
+    with fenced():
+        traced = tf.function(layer, autograph=False).get_concrete_function(carry, slices)
     variables = {id(v.handle): v for v in traced.graph.variables}
     captures = [(c, variables.get(id(c), c)) for c in traced.graph.external_captures]
     closed_over = [(c, tf.convert_to_tensor(value)) for c, value in captures if is_float(value)]
-    like_ys = [tf.TensorSpec(y.shape, y.dtype) for y in traced.structured_outputs]
-    return Traced(like_ys, closed_over, traced.graph.external_captures, next(stateful(traced.graph), None))
+    like_ys = [tf.TensorSpec(y.shape, y.dtype) for y in traced.graph.structured_outputs[1]]
+    return Traced(
+        like_ys, closed_over, traced.graph.external_captures, next(stateful(traced.graph), None), traced.graph
+    )
 
 
 def flat(layer: Layer, stacked: tuple[Any, ...], init: Any) -> tuple[FlatLayer, Arrays, Arrays, Any, Any]:
@@ -100,6 +103,23 @@ def nones(values: Sequence[Any], arrays: Sequence[Any]) -> Arrays:
 def filled(grads: Sequence[Any], like: Sequence[Any]) -> Arrays:
     """`grads` of `like`, with zeros for None, and an array where a gather left its indices."""
     return [tf.zeros_like(a) if g is None else tf.convert_to_tensor(g) for g, a in zip(grads, like, strict=True)]
+
+
+def pulled(outputs: Arrays, wrt: Arrays, cotangents: Any, stop_gradients: Any = None) -> Arrays:
+    """`tf.gradients` for the body of a loop: what it adds up is fenced, and added up two at a time.
+
+    tf.gradients itself ignores device functions, and so `fenced`. Of a sum of three arrays the graph optimiser makes a
+    variable where a program needs 200 MB, and in a loop makes it twice: "AlreadyExistsError".
+    Source: https://github.com/tensorflow/tensorflow/issues/23780
+    """
+    return tf.compat.v1.gradients(
+        outputs,
+        wrt,
+        cotangents,
+        colocate_gradients_with_ops=False,
+        aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE,
+        stop_gradients=stop_gradients,
+    )
 
 
 def flatten(tree: Any) -> tuple[Arrays, Callable[[Sequence[Any]], Any]]:
