@@ -96,9 +96,9 @@ def scan_layers(
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2, if every stacked array
         has 1000 elements (the zeros of fewer are one operation, not two). Else at most some number, whatever N is.
     Limits: with remat, and in second derivatives, layers run again, so that one that draws random numbers or writes
-        state is refused. remat=False is True for a layer that calls a `tf.function`, and under XLA for one with a
-        `tf.while_loop` of its own. What `layer` closes over is shared by all layers and receives its gradient. Called
-        as it stands it is a graph, not XLA, traced once for all layers that are made of the same
+        state is refused. remat=False is True for a layer that calls a `tf.function` or a `tf.py_function`, and under
+        XLA for one with a `tf.while_loop` of its own. What `layer` closes over is shared by all layers and receives its
+        gradient. Called as it stands it is a graph, not XLA, traced once for all layers that are made of the same
         (reference/made_of.py). Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
