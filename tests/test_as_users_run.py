@@ -1,7 +1,7 @@
 """Every option, depth and transform of a stack in every form of call that users have, by the compiler that they have.
 
 No quicker backend, no option of ours: torch is compiled by Inductor, which takes up to fifteen seconds for a program,
-and has five rows a form for that; the others have 15 and 25. In float64, so that what differs is wrong, not rounding.
+and has five rows a form for that; the others have 15. In float64, so that what differs is wrong, not rounding.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def forms():
         return lambda function: wrap(importlib.import_module(module), function)
 
     return {
-        "jax, as it stands": ("jax_scan", lambda function: function, range(5)),
-        "jax.jit": ("jax_scan", of("jax", lambda jax, f: jax.jit(f)), range(5)),
+        "jax, as it stands": ("jax_scan", lambda function: function, range(3)),
+        "jax.jit": ("jax_scan", of("jax", lambda jax, f: jax.jit(f)), range(3)),
         "torch, as it stands": ("torch_compile", lambda function: function, range(1)),
         "torch.compile": ("torch_compile", of("torch", lambda torch, f: torch.compile(f)), range(1, 2)),
         "tf, as it stands": ("tf_while", lambda function: function, range(3)),

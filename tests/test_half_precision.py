@@ -80,11 +80,10 @@ def test_keys_turn_by_one_radian_a_position_in_a_cache(implementation, dtype):
     np.testing.assert_allclose(np.diff(turned) % (2 * np.pi), 1, atol=ulps)
 
 
-@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", NORMED)
-def test_gradients_of_large_activations_are_finite(implementation, name, dtype):
-    """And not zero: a derivative that squares in float16 has inf - inf or 0 * inf in it."""
-    params, carry = as_dtype(large(name, 300.0), HALF[dtype])
+def test_gradients_of_large_activations_are_finite(implementation, name):
+    """And not zero: a derivative that squares in float16 has inf - inf or 0 * inf in it. bfloat16 has room for both."""
+    params, carry = as_dtype(large(name, 300.0), HALF["float16"])
     x = carry["x"] if name == "transformer_encoder" else carry
 
     def apply(params, x):

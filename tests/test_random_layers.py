@@ -19,11 +19,11 @@ from tests.random_layers import LARGEST, language, random_layers
 
 # Form -> framework, how the stack is called, random layers in the default run and in a thorough one.
 FORMS = {
-    "jax": ("jax_scan", lambda function: function, 40, 300),
+    "jax": ("jax_scan", lambda function: function, 20, 300),
     "jax.jit": ("jax_scan", lambda function: _jax().jit(function), 15, 300),
     "torch": ("torch_compile", lambda function: function, 4, 40),
     "torch.compile": ("torch_compile", lambda function: _torch().compile(function), 4, 40),
-    "tf": ("tf_while", lambda function: function, 40, 300),
+    "tf": ("tf_while", lambda function: function, 20, 300),
     "tf.function": ("tf_while", lambda function: _tf().function(function), 40, 300),
     "tf.function(jit_compile=True)": ("tf_while", lambda function: _tf().function(function, jit_compile=True), 15, 300),
 }
