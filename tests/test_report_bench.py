@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import mmap
 import io
 import json
+import mmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
