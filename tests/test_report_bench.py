@@ -389,7 +389,7 @@ def test_the_quietest_try_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peak_of_the_process_is_what_a_call_adds() -> None:
     def call() -> None:
-        """64 MiB of new pages, gone again: an allocator may have as much at hand, and then the process does not grow."""
+        """64 MiB of new pages, gone again: an allocator may have as much at hand, and then nothing grows."""
         np.frombuffer(mmap.mmap(-1, 2**26), np.uint8).fill(1)
 
     tries = (bench.peak_bytes(call) for _ in range(3))
