@@ -320,7 +320,7 @@ WIDE = {
 # torch takes ten seconds for each program with a gradient; of `mlp` it is counted in test_program_size. The encoder
 # that is counted is MiniLM, in test_minilm.
 not_in_torch = pytest.mark.thorough("torch_compile")
-encoder = pytest.param("transformer_encoder", marks=not_in_torch)
+encoder = pytest.param("transformer_encoder", marks=pytest.mark.thorough)
 
 
 @pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=not_in_torch)], ids=["forward", "gradient"])

@@ -392,12 +392,11 @@ def test_peak_of_the_process_is_what_a_call_adds() -> None:
         """64 MiB of new pages, gone again: an allocator may have as much at hand, and then nothing grows."""
         np.frombuffer(mmap.mmap(-1, 2**26), np.uint8).fill(1)
 
-    tries = (bench.peak_bytes(call) for _ in range(3))
-    peaks = sorted(peak for peak in tries if peak is not None)
+    peaks = [peak for peak in (bench.peak_bytes(call) for _ in range(2)) if peak is not None]
     if not peaks:
         pytest.skip("this machine does not say")
-    # the median: the system may take other pages back meanwhile
-    assert 0.9 < peaks[1] / 2**26 < 1.25  # the system counts in lots of pages
+    # the larger: the system may take other pages back meanwhile
+    assert 0.9 < max(peaks) / 2**26 < 1.25  # the system counts in lots of pages
     small = bench.peak_bytes(lambda: None)
     assert small is not None
     assert small < 2**24  # the peak before is forgotten

@@ -108,6 +108,7 @@ def check_losses_and_weights(implementation, dtype):
 
 
 @pytest.mark.usefixtures("without_inductor")
+@pytest.mark.thorough("torch_compile")
 def test_losses_and_weights_in_float64(implementation):
     check_losses_and_weights(implementation, "float64")
 
@@ -121,8 +122,8 @@ def test_losses_and_weights_in_float32(implementation):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(options, marks=pytest.mark.thorough("torch_compile"))
-        for options in ({"form": "unroll"}, {"remat": 2})
+        pytest.param({"form": "unroll"}, marks=pytest.mark.thorough),  # tests/test_training.py has a twin's losses
+        pytest.param({"remat": 2}, marks=pytest.mark.thorough("torch_compile")),
     ],
     ids=str,
 )
