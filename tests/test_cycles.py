@@ -59,7 +59,7 @@ def run(implementation, windows=WINDOWS):
     return {"x": implementation.to_numpy(x)}
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.usefixtures("captured_only")
 def test_a_prefix_cycles_and_a_remainder_in_one_call(implementation):
     who = f"{implementation.__name__}, scan_cycle"
     assert_trees(who, run(implementation), expected("float64"), expected("float32"), stacked=())

@@ -49,7 +49,7 @@ def _at(implementation, position):
 @pytest.mark.usefixtures("without_inductor")
 @pytest.mark.parametrize(
     ("dtype", "compiled"),
-    [("float32", True), pytest.param("float64", False, marks=pytest.mark.thorough)],
+    [("float32", True), pytest.param("float64", False, marks=pytest.mark.thorough("torch_compile"))],
 )
 @pytest.mark.parametrize("hold", HOLDS)
 def test_decoding_is_the_whole_sequence(implementation, hold, dtype, compiled):

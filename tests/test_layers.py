@@ -70,7 +70,7 @@ def right(name, dtype):
 NAMES = (*layers.LAYERS, "transformer_decoder, window")
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.usefixtures("captured_only")
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [
@@ -118,7 +118,7 @@ def without_key_bias(results):
     return results._replace(dparams={**results.dparams, "query": summed, "key": {"w": key["w"]}})
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.usefixtures("captured_only")
 @pytest.mark.parametrize("name", NAMES)
 def test_values_in_bfloat16(implementation, name):
     """From inputs that are of bfloat16; ulps are relative, so NumPy's float32 is the yardstick here too."""
@@ -317,14 +317,12 @@ WIDE = {
 }
 
 
-# torch takes ten seconds for each program with a gradient; of `mlp` it is counted in test_program_size. The encoder
-# that is counted is MiniLM, in test_minilm.
+# torch takes ten seconds for each program with a gradient; of `mlp` it is counted in test_program_size.
 not_in_torch = pytest.mark.thorough("torch_compile")
-encoder = pytest.param("transformer_encoder", marks=pytest.mark.thorough)
 
 
 @pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=not_in_torch)], ids=["forward", "gradient"])
-@pytest.mark.parametrize("layer", [encoder, *(name for name in WIDE if name != "transformer_encoder")])
+@pytest.mark.parametrize("layer", WIDE)
 def test_six_layers_and_forty_eight_have_one_size(implementation, layer, gradient):
     sizes = {N: size(implementation, layer, N, gradient) for N in (6, 48)}
     assert_constant(f"{implementation.__name__}, {layer}", sizes, loops=1 + gradient)

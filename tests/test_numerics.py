@@ -15,10 +15,11 @@ from tests.comparator import assert_case, gradient
 DEEP = 100  # an unrolled twin is compiled, or run, only up to this depth
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.usefixtures("captured_only")
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("name", cases.NAMES)
 def test_rolled_is_within_the_bound(implementation, name, dtype):
+    """In torch as captured; by Inductor: test_compiled_by_the_user_is_within_the_bound."""
     case = cases.case(name, dtype)
     assert_case(implementation.__name__, case, gradient(implementation, implementation.scan_apply_layers, case))
 

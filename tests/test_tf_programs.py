@@ -165,8 +165,8 @@ def test_a_stack_in_a_branch_of_a_layer(reads, form):
     assert_near(found, gradient(tf_while.unroll_layers, *arrays))
 
 
-# Every option with two depths and forms of call, of a layer that the optimiser went wrong with. Every pair of an option
-# and a depth occurs in tests/test_as_users_run.py.
+# Every option with two depths and forms of call, of a layer that the optimiser went wrong with. Every value of each
+# option meets every form in tests/test_as_users_run.py.
 
 OPTIONS = [{}, {"unroll": 2}, {"unroll": 3, "reverse": True}, {"remat": True}, {"remat": 2}, {"remat": 3, "unroll": 2}]
 SWEEP = [

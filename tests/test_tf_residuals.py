@@ -102,6 +102,28 @@ def test_a_derivative_that_writes_does_so_once_a_layer(form):
     assert dw.numpy().tolist() == [32, 16, 8]
 
 
+@FORMS
+def test_a_layer_whose_derivative_raises_runs_forwards(form):
+    """And who asks for the gradient hears what the layer says."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def without(x):
+        def pulled(d):
+            raise NotImplementedError("no derivative of this one")
+
+        return tf.sin(x), pulled
+
+    def stack(w, x):
+        return tf_while.scan_layers(lambda c, p: (without(c * p), None), w, x)[0]
+
+    w, x = tf.constant([0.5, 2.0]), tf.constant([0.3, 0.8])
+    assert_near([forms()[form](stack)(w, x)], [tf.sin(2 * tf.sin(0.5 * x))])
+    with pytest.raises(NotImplementedError, match="no derivative of this one"):
+        forms()[form](lambda w, x: gradients(stack, w, x))(w, x)
+
+
 def numbers_kept(layer, stacked, init, jit_compile=None):
     """How many numbers each array has that is kept of a layer of flat lists."""
     import tensorflow as tf

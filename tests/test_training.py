@@ -104,9 +104,10 @@ def test_numpy_learns():
     assert (np.diff(losses) < 0).all()
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.usefixtures("captured_only")
 @pytest.mark.parametrize(
     ("form", "dtype"), [("scan_layers", "float32"), ("scan_layers", "float64"), ("unroll_layers", "float64")]
 )
 def test_the_losses_are_those_of_numpy(implementation, form, dtype):
+    """In torch as captured; by Inductor: tests/test_training_parity.py, tests/test_models.py."""
     check(implementation, form, dtype)

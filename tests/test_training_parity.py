@@ -15,7 +15,6 @@ from reference import training
 from reference.arguments import leaves
 from reference.error_bound import allowed_so_far, worst_so_far
 from reference.stack import tree_map
-from tests.conftest import loaded
 from tests.dialect import flat, from_numpy, ops, to_numpy
 from tests.trees import assert_trees
 
@@ -122,18 +121,13 @@ def test_losses_and_weights_in_float32(implementation):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"form": "unroll"}, marks=pytest.mark.thorough),  # tests/test_training.py has a twin's losses
-        pytest.param({"remat": 2}, marks=pytest.mark.thorough("torch_compile")),
+        pytest.param(options, marks=pytest.mark.thorough("torch_compile"))
+        for options in ({"form": "unroll"}, {"remat": True}, {"remat": 2})
     ],
     ids=str,
 )
 def test_other_forms_train_alike(implementation, options):
     check(f"{implementation.__name__}, {options}", run(implementation, "float64", FEW, **options)[0], "float64")
-
-
-def test_remat_true_trains_alike():
-    """In JAX alone: in the other two it is the program of remat=False."""
-    check("jax_scan, remat=True", run(loaded("jax_scan"), "float64", FEW, remat=True)[0], "float64")
 
 
 def test_what_cannot_be_trained_is_refused(implementation):
