@@ -54,14 +54,7 @@ TORCH_INSIDE = Yes(
     "torch.func inside torch.compile runs layer by layer: of size N; .backward() and vjp_layers are of one size",
     f"{TORCH_ISSUES}174067",
 )
-TORCH_NESTED = Yes("the inner stack is unrolled in the backward pass of the outer one", f"{TORCH_ISSUES}174067")
 TORCH_LOOP = Yes("runs layer by layer: right to any order, but of size N", f"{TORCH_ISSUES}91469")
-TORCH_CLOSED_OVER = No(
-    "refused, since it could be lost or multiplied: repeat the value along the layer axis in stacked_params",
-    f"{TORCH_ISSUES}153679",
-    "builtins.TypeError",
-    TORCH,
-)
 TORCH_ATTENTION = No(
     "the fused attention has no forward mode: write the attention of such a layer out, as jax_scan does",
     f"{TORCH_ISSUES}128971",
@@ -117,10 +110,10 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "remat=True": (Yes(), Yes(), Yes()),
     "remat=k, where k does not divide N": (Yes(), Yes(), Yes()),
     "any layer, N = 0 and N = 1": (Yes(), Yes(), TF_STATIC),
-    "a stack in a stack": (Yes(), TORCH_NESTED, Yes()),
+    "a stack in a stack": (Yes(), Yes(), Yes()),
     "a stack used several times in one program": (Yes(), Yes(), Yes()),
     "a parameter shared by all layers": (Yes(), Yes(), Yes()),
-    "a closed-over value gets its gradient": (Yes(), TORCH_CLOSED_OVER, Yes()),
+    "a closed-over value gets its gradient": (Yes(), Yes(), Yes()),
     "gradient of a compiled stack": (Yes(), Yes(), Yes()),
     "layers that end in tanh, sigmoid, exp, softmax": (Yes(), Yes(), Yes()),
     "frozen parameters, frozen carry": (Yes(), Yes(), Yes()),

@@ -29,7 +29,7 @@ REPEAT_SECONDS = 2.0
 DEPTHS = (1, 2, 4, 16, 64, 256, 1024)
 RECOMPILE_DEPTHS = (0, 1, 2, 3, 8, 64)
 # Programs for RECOMPILE_DEPTHS: JAX one a depth; torch one for 0, one for 1 and one for all others; TF one.
-PROGRAMS = {"jax_scan": 6, "torch_compile": 3, "tf_while": 1}
+PROGRAMS = {"jax_scan": 6, "torch_compile": 2, "tf_while": 1}
 
 
 class Mode(NamedTuple):

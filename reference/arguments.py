@@ -21,14 +21,6 @@ def not_an_array(name: str, value: object) -> TypeError:
     return TypeError(f"{name}: expected an array of this framework (from_numpy makes one), got {got}")
 
 
-def closed_over() -> TypeError:
-    """The error for a value whose gradient would be lost: a layer closes over it."""
-    return TypeError(
-        "layer: expected every array that needs a gradient among its arguments, got one that it closes over; repeat "
-        "it along the layer axis in stacked_params"
-    )
-
-
 def runs_twice(operation: str) -> TypeError:
     """The error for a layer that the backward pass runs again, and that draws or writes something when it runs."""
     return TypeError(

@@ -7,6 +7,7 @@ short of Inductor, except in those tests that say so.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
@@ -85,14 +86,67 @@ def drawing():
 
 @FORMS
 @pytest.mark.parametrize("name", ["a module", "a function", "attention", "in a stack"])
-def test_a_layer_that_draws_is_refused_where_it_would_draw_again(torch_compile, name, form):
+@pytest.mark.parametrize("remat", [True, 2])
+def test_a_layer_that_draws_is_refused_where_it_would_draw_again(torch_compile, remat, name, form):
     layer, (w, x) = drawing()[name], arrays((3, 4, 4), (4, 4))
-    run = in_form(form, lambda w, x: torch_compile.scan_layers(layer, w, x)[0])
+    run = in_form(form, lambda w, x: torch_compile.scan_layers(layer, w, x, remat=remat)[0])
     with pytest.raises(TypeError, match=r"layer: expected no random numbers and no state .* got aten\..*layer_keys"):
         gradients(run, w, x)
     assert run(w, x).shape == x.shape  # without a gradient it draws once
     with pytest.raises(TypeError, match="layer: expected no random numbers"):
-        torch_compile.vjp_layers(layer, w, x, cotangents=(x, None))
+        torch_compile.vjp_layers(layer, w, x, cotangents=(x, None), remat=remat)
+
+
+def masking(name):
+    """Layers that multiply by a mask of 0 and 2, which ys show."""
+    import torch
+    from torch.nn import functional as F
+
+    drop, scan_layers = torch.nn.Dropout(0.5), loaded("torch_compile").scan_layers
+
+    def in_a_stack(c, p):
+        dropped, _ = scan_layers(lambda c, _: (drop(c), None), p[None], c)
+        return dropped * p, dropped * p
+
+    return {
+        "a module": lambda c, p: (drop(c) * p,) * 2,
+        "a function": lambda c, p: (F.dropout(c, 0.5) * p,) * 2,
+        "drawn": lambda c, p: (c * (torch.rand_like(c) > 0.5) * 2 * p,) * 2,
+        "in a stack": in_a_stack,
+    }[name]
+
+
+MASKS = pytest.mark.parametrize("name", ["a module", "a function", "drawn", "in a stack"])
+
+
+@FORMS
+@MASKS
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_the_gradient_is_that_of_the_masks_of_the_forward_pass(torch_compile, unroll, name, form):
+    gradient_of_masks(in_form(form, lambda w, x: torch_compile.scan_layers(masking(name), w, x, unroll=unroll)))
+
+
+@pytest.mark.parametrize("name", ["a module", "in a stack"])
+def test_the_gradient_is_that_of_the_masks_by_inductor(torch_compile, name):
+    gradient_of_masks(
+        in_form("in torch.compile", lambda w, x: torch_compile.scan_layers(masking(name), w, x), "inductor")
+    )
+
+
+def gradient_of_masks(stack):
+    import torch
+
+    w, x = (a.abs() + 0.1 for a in arrays((3, 5, 40), (5, 40)))
+    w, x = w.requires_grad_(), x.requires_grad_()
+    y, ys = stack(w, x)
+    found = torch.autograd.grad(y.square().sum(), (w, x))
+    masks, c, right = [], x.detach(), x
+    for each, p in zip(ys.detach(), w.unbind(), strict=True):
+        masks.append(torch.where(c == 0, 0, each / (c * p.detach())).round())
+        c, right = each, right * masks[-1] * p
+    assert {0.0, 2.0} == set(torch.stack(masks).unique().tolist())
+    assert not torch.equal(masks[0], masks[1])
+    assert_same([y, *found], [right, *torch.autograd.grad(right.square().sum(), (w, x))])
 
 
 @FORMS
@@ -240,6 +294,120 @@ def test_a_complex_array_that_a_layer_closes_over_is_refused(torch_compile, form
     same_gradients(torch_compile, form, taken, w, x)
 
 
+# What a layer closes over.
+
+
+def closing_over():
+    """Ways to read arrays from outside: name -> (layer, arrays)."""
+    import torch
+
+    (scale, shift) = (a.requires_grad_() for a in arrays((4,), (4,)))
+    module = torch.nn.Linear(4, 4, dtype=torch.float64)
+
+    class Holder:
+        def __init__(self):
+            self.scale = scale
+
+        def layer(self, c, p):
+            return torch.tanh(c @ p) * self.scale, None
+
+    return {
+        "a closure": (lambda c, p: (torch.tanh(c @ p * scale) + shift, None), [scale, shift]),
+        "a bound method": (Holder().layer, [scale]),
+        "a partial": (functools.partial(lambda scale, c, p: (torch.sin(c @ p) * scale, None), scale), [scale]),
+        "a module": (lambda c, p: (module(torch.tanh(c @ p)), None), [*module.parameters()]),
+        "what is computed": (lambda c, p: (torch.tanh(c @ p) * doubled[0], None), [scale]),
+        "one and a stack's": (lambda c, p: (torch.tanh(c @ p) * shift + c * shift.sum(), c @ p), [shift]),
+    }, lambda: doubled.__setitem__(0, scale * 2)
+
+
+doubled: list[Any] = [None]
+CLOSED = ["a closure", "a bound method", "a partial", "a module", "what is computed", "one and a stack's"]
+
+
+@FORMS
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("options", [{}, {"remat": True}, {"remat": 2, "unroll": 2}, {"unroll": 2}], ids=str)
+def test_what_a_layer_closes_over_gets_its_gradient(torch_compile, options, name, form):
+    closed_over(torch_compile, in_form(form, lambda f, *a: f(*a)), name, options)
+
+
+@pytest.mark.parametrize("name", ["a bound method", "a module"])
+def test_what_a_layer_closes_over_gets_its_gradient_by_inductor(torch_compile, name):
+    closed_over(torch_compile, in_form("in torch.compile", lambda f, *a: f(*a), "inductor"), name, {})
+
+
+def closed_over(torch_compile, form, name, options):
+    """Through two stacks that share it, beside a use of its own."""
+    import torch
+
+    layers, compute = closing_over()
+    layer, closed = layers[name]
+    w, x = (a.requires_grad_() for a in arrays((3, 4, 4), (2, 4)))
+
+    def twice(scan, w, x):
+        y, ys = scan(layer, w, x)
+        z, _ = scan(layer, w.flip(0), y)
+        return z.square().sum() + (0 if ys is None else ys.sum()) + closed[0].sum()
+
+    def loss(w, x):
+        return twice(lambda *a: torch_compile.scan_layers(*a, **options), w, x)
+
+    compute()
+    found = torch.autograd.grad(form(loss, w, x), (w, x, *closed))
+    compute()
+    assert_same(found, torch.autograd.grad(twice(torch_compile.unroll_layers, w, x), (w, x, *closed)))
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_further_derivatives_by_what_a_layer_closes_over(torch_compile, name):
+    import torch
+
+    layers, compute = closing_over()
+    layer, closed = layers[name]
+    w, x = (a.requires_grad_() for a in arrays((3, 4, 4), (2, 4)))
+
+    def second(scan):
+        compute()
+        first = torch.autograd.grad(scan(layer, w, x)[0].square().sum(), (w, x, *closed), create_graph=True)
+        return [*first, *torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (w, x, *closed))]
+
+    assert_same(second(torch_compile.scan_layers), second(torch_compile.unroll_layers))
+
+
+@FORMS
+def test_torch_func_by_what_a_layer_closes_over(torch_compile, form):
+    import torch
+
+    (w, x), (scale,) = arrays((3, 4, 4), (2, 4)), arrays((4,))
+
+    def loss(scan, scale, x):
+        return scan(lambda c, p: (torch.tanh(c @ p) * scale, None), w, x)[0].square().sum()
+
+    def of(transform):
+        stack, twin = (
+            functools.partial(loss, scan) for scan in (torch_compile.scan_layers, torch_compile.unroll_layers)
+        )
+        run = in_form(form, lambda *a: transform(stack)(*a))
+        return run, transform(twin)
+
+    for transform in (
+        torch.func.grad,
+        lambda f: torch.func.vmap(torch.func.grad(f), (None, 0)),
+        lambda f: lambda a, x: torch.func.jvp(f, (a, x), (a, x))[1],
+    ):
+        found, right = of(transform)
+        assert_same([found(scale, x)], [right(scale, x)])
+    if form == "as it stands":
+        with torch.autograd.forward_ad.dual_level():
+            moved = torch.autograd.forward_ad.make_dual(scale, scale)
+            found, right = (
+                torch.autograd.forward_ad.unpack_dual(loss(scan, moved, x)).tangent
+                for scan in (torch_compile.scan_layers, torch_compile.unroll_layers)
+            )
+        assert_same([found], [right])
+
+
 # The user's own derivative.
 
 
@@ -334,19 +502,24 @@ def test_a_checkpoint_around_a_stack_in_a_users_program(torch_compile, backend, 
 
 
 @FORMS
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_checkpoint_within_a_layer_is_refused_where_it_is_differentiated(torch_compile, use_reentrant, form):
+@pytest.mark.parametrize("remat", [False, 2])
+def test_a_checkpoint_within_a_layer(torch_compile, remat, form):
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    if use_reentrant and form == "in torch.compile":
-        pytest.skip("torch.compile itself takes no reentrant checkpoint")
-    w, x = arrays((3, 4, 4), (2, 4))
-
     def layer(c, p):
-        return checkpoint(lambda c, p: torch.tanh(c @ p), c, p, use_reentrant=use_reentrant), None
+        return checkpoint(lambda c, p: torch.tanh(torch.sin(c @ p)), c, p, use_reentrant=False) * 2, None
 
-    run = in_form(form, lambda w, x: torch_compile.scan_layers(layer, w, x)[0])
+    same_gradients(torch_compile, form, layer, *arrays((3, 4, 4), (2, 4)), remat=remat)
+
+
+def test_a_reentrant_checkpoint_within_a_layer_is_refused_where_it_is_differentiated(torch_compile):
+    """In a user's own program torch.compile itself refuses it."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    layer = lambda c, p: (checkpoint(lambda c, p: torch.tanh(c @ p), c, p, use_reentrant=True), None)  # noqa: E731
+    run, (w, x) = lambda w, x: torch_compile.scan_layers(layer, w, x)[0], arrays((3, 4, 4), (2, 4))
     with pytest.raises(TypeError, match=r"got torch\.utils\.checkpoint; use remat=True"):
         gradients(run, w, x)
     with torch.no_grad():

@@ -15,21 +15,37 @@ from torch._dynamo.eval_frame import skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import TracingContext
 from torch._ops import HigherOrderOperator
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.forward_ad import unpack_dual
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.checkpoint import CheckpointFunction
 
 from reference import arguments
 from torch_compile.edges import as_leaf
-from torch_compile.loops import Arrays, Layer, Seen, Stack, Step, with_floats
-from torch_compile.trees import Structure, flatten, flatten_like, unflatten
+from torch_compile.loops import Plan
+from torch_compile.primitive import Arrays, Step
+from torch_compile.trees import Layer, Structure, flatten, flatten_like, unflatten, with_floats
+
+
+class Seen(NamedTuple):
+    """What one run of a layer has shown of it."""
+
+    draws: str = ""  # an operation that draws random numbers
+    writes: str = ""  # one that writes into an array which the layer has not made
+    reads: str = ""  # the dtype of a complex array that it closes over
+    has_loop: bool = False  # one of its own
+    has_checkpoint: bool = False  # a reentrant torch.utils.checkpoint
+    rule: str = ""  # a derivative of the user's own
+    closed_over: tuple[torch.Tensor, ...] = ()  # arrays by which there may be a derivative
 
 
 class Flat(NamedTuple):
     """A stack as flat lists, and the structures to go back."""
 
-    stack: Stack
+    plan: Plan
+    y_floats: tuple[bool, ...]  # for each y, whether it has a derivative
     stacked: Arrays
     init: Arrays
     carry: Structure
@@ -63,8 +79,8 @@ def prepare(
         raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
     y_floats, ys, seen = _run_once(layer, carry, slices, carry_arrays, stacked)
     num_params = len(flatten(stacked_params)[0])
-    stack = Stack(_step(layer, carry, slices, ys), y_floats, num_params, reverse, unroll, int(remat) or 1, seen=seen)
-    return Flat(stack, stacked, carry_arrays, carry, slices, ys)
+    plan = Plan(_step(layer, carry, slices, ys), reverse, unroll, int(remat), num_params, seen)
+    return Flat(plan, y_floats, stacked, carry_arrays, carry, slices, ys)
 
 
 def call(layer: Layer, carry: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -102,8 +118,6 @@ def _run_once(
     def run(first: Any, read: Any) -> tuple[tuple[bool, ...], Structure]:
         output = call(layer, first, read)
         arguments.check_layer(as_leaf, first, output)
-        if any(array.requires_grad for array in pytree.tree_leaves(output) if array is not None):
-            raise arguments.closed_over()  # nothing it was given requires a gradient
         arrays, ys = flatten(output[1])
         return tuple(a.is_floating_point() for a in arrays), ys
 
@@ -122,9 +136,10 @@ def _eagerly(without_values: Callable[[], Any], run: Callable[..., Any]) -> tupl
         around.seen["has_loop"] = True
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = without_values()
-        with _Recorder(given) as recorder, _rules() as rules:
+        with _Recorder(given) as recorder, _rules() as rules, _Outside() as outside:
             y_floats, ys = run(*given)
-    return y_floats, ys, Seen(**recorder.seen, has_checkpoint=CheckpointFunction in rules)
+    seen = recorder.seen | {"has_checkpoint": CheckpointFunction in rules, "closed_over": tuple(outside.arrays)}
+    return y_floats, ys, Seen(**seen)
 
 
 class _Recorder(TorchDispatchMode):
@@ -165,6 +180,21 @@ class _Recorder(TorchDispatchMode):
         return outputs
 
 
+class _Outside(TorchFunctionMode):
+    """Sees every array from outside that an operation reads and by which there may be a derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrays: list[torch.Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for a in _tensors((args, kwargs)):
+            is_outside = not isinstance(_inner(a), FakeTensor) and not any(a is b for b in self.arrays)
+            if is_outside and (a.requires_grad or _inner(a) is not a or unpack_dual(a).tangent is not None):
+                self.arrays.append(a)
+        return function(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
 def _rules() -> Iterator[set[Any]]:
     """The user's own autograd.Functions that are applied in here, and torch's own for a checkpoint."""
@@ -176,15 +206,7 @@ def _rules() -> Iterator[set[Any]]:
             rules.add(rule)
         return apply.__func__(rule, *args, **options)
 
-    def checkpointed(*args: Any, **options: Any) -> Any:
-        rules.add(CheckpointFunction)
-        return without_reentrant(*args, **options)
-
-    without_reentrant = torch.utils.checkpoint._checkpoint_without_reentrant_generator
-    with (
-        patch.object(torch.autograd.Function, "apply", classmethod(recorded)),
-        patch.object(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", checkpointed),
-    ):
+    with patch.object(torch.autograd.Function, "apply", classmethod(recorded)):
         yield rules
     for rule in rules:
         if has_jvp(rule):  # which Dynamo refuses to look into
@@ -206,7 +228,7 @@ def check_forward_mode(flat: Flat) -> None:
 @torch.compiler.disable
 def _applied(flat: Flat) -> str:
     with FakeTensorMode(allow_non_fake_inputs=True), _rules() as rules:
-        flat.stack.step(*_empty(flat.init, flat.stacked))
+        flat.plan.step(*_empty(flat.init, flat.stacked))
     return "".join(rule.__name__ for rule in rules if not has_jvp(rule))
 
 
@@ -216,11 +238,11 @@ def _differentiated(flat: Flat) -> str:
 
     def run(*values: torch.Tensor) -> Any:  # only what is differentiated shows its rule
         arrays = with_floats([*carry, *slices], [value.view_as(value) for value in values])
-        outputs = flat.stack.step(arrays[: len(carry)], arrays[len(carry) :])
+        outputs = flat.plan.step(arrays[: len(carry)], arrays[len(carry) :])
         return [a for part in outputs for a in part if a.is_floating_point()]
 
     torch.func.vjp(run, *(a for a in (*carry, *slices) if a.is_floating_point()))
-    return _taken_back(start, start)[-1]
+    return Seen(*_taken_back(start, start)).rule
 
 
 def _empty(init: Arrays, stacked: Arrays) -> tuple[Arrays, Arrays]:
@@ -232,10 +254,14 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _memory(array: torch.Tensor) -> int:
+def _inner(array: torch.Tensor) -> torch.Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(array):
         array = torch._C._functorch.get_unwrapped(array)
-    return array.untyped_storage()._cdata
+    return array
+
+
+def _memory(array: torch.Tensor) -> int:
+    return _inner(array).untyped_storage()._cdata
 
 
 # Within a user's own compiled function the run of the layer is traced into the program. It is looked at and taken out
@@ -269,8 +295,7 @@ def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
         if str(node.target) == "autograd_function_apply":
             recorder.seen["rule"] = "the autograd.Function"
         elif isinstance(node.target, HigherOrderOperator):
-            is_checkpoint = str(node.target) == "tag_activation_checkpoint"
-            recorder.seen["has_checkpoint" if is_checkpoint else "has_loop"] = True
+            recorder.seen["has_loop"] = True
             for used in node.all_input_nodes:
                 if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
                     _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)

@@ -54,7 +54,7 @@ def graph_size(
         results = graph.graph.output_node().args[0]
         with nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", lambda *_: None):
             program = compile_fx_inner(graph, inputs, **options)
-        code.append(program.source_code)  # type: ignore[attr-defined]
+        code.append(getattr(program, "source_code", ""))  # without operations none is written
         # what is not built is not run: results of the right shape are enough to get at the backward graph
         return program if memory else make_boxed_func(lambda *_: [_empty(node) for node in results])  # type: ignore
 

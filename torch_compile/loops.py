@@ -1,45 +1,34 @@
-"""The loops under `stack.py`, and the derivative of a whole stack: transform the layer, then scan it.
+"""The loops under `stack.py`: one forwards that keeps what the layer's derivative needs, and one backwards.
 
-What JAX does behind `jax.grad` is written out: a scan forwards that keeps the carries, then a scan backwards of
-`torch.func.vjp(layer)` that takes the cotangent from the last layer to the first, then the gradients of the parameters,
-layer by layer. Trees are flat lists here. Everything works in the order in which layers run, "application order".
+    for i in range(N):                              for i in reversed(range(N)):
+        kept[i] = what the derivative reads             dcarry, dparams[i] = derivative(kept[i], dcarry, dys[i])
+        carry, ys[i] = layer(carry, params[i])
+
+Trees are flat lists here. The layer and its derivative are given as a `Rule` (residuals.py). Layers have a number i in
+the stack, and run as number p. The scan operator itself, and the rows that it fills, are in primitive.py.
 Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from torch_compile.primitive import Arrays, Step, distinct, owned, scan_operator
-
-Layer = Callable[..., tuple[Any, Any]]
+from torch_compile.primitive import Arrays, Body, Step, at, loop, owned, rows_for, write, written_within
 
 
-class Seen(NamedTuple):
-    """What one run of a layer has shown of it."""
-
-    draws: str = ""  # an operation that draws random numbers
-    writes: str = ""  # one that writes into an array which the layer has not made
-    reads: str = ""  # the dtype of a complex array that it closes over
-    has_loop: bool = False  # one of its own
-    has_checkpoint: bool = False  # torch.utils.checkpoint
-    rule: str = ""  # a derivative of the user's own
-
-
-class Stack(NamedTuple):
-    """What a program depends on beside its arrays."""
+class Plan(NamedTuple):
+    """How a stack is run."""
 
     step: Step
-    y_floats: tuple[bool, ...]  # for each y, whether it has a derivative
-    num_params: int  # of the stacked arrays; the others are xs
     reverse: bool = False
     unroll: int = 1
-    remat: int = 1  # one carry every so many layers is kept
-    wanted: tuple[bool, ...] = ()  # for each stacked array, whether its gradient is asked for
-    seen: Seen = Seen()
+    remat: int = 0  # 0: what the derivative reads is kept; k: one carry every k layers
+    num_params: int = 0  # of the stacked arrays; the others are xs
+    seen: Any = None  # what one run of the layer has shown (checks.py)
+    rule: Any = None  # the Rule of the step
 
     @property
     def span(self) -> int:
@@ -47,92 +36,81 @@ class Stack(NamedTuple):
         return max(self.unroll, self.remat)
 
 
-def scan(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:
-    """(carry, ys, kept): with `keep`, the carries that `scan_vjp` starts from, in application order."""
-    num_layers, num_ys, k = stacked[0].shape[0], len(stack.y_floats), stack.remat if keep else 1
-    if num_layers == 0:  # the operator refuses an empty stack
-        _, y = stack.step(init, [a.new_empty(a.shape[1:]) for a in stacked])
-        return owned(init), [a.new_empty((0, *a.shape)) for a in y], [c.new_empty((0, *c.shape)) for c in init]
-    if k == stack.unroll == 1 and not stack.reverse:
-        carry, out = scan_operator(_keeping(stack.step) if keep else stack.step, init, stacked)
-    elif k == 1 and not stack.reverse:
-        carry, out = _scan_several(stack, stacked, init, keep)
-    else:
-        # The steps are counted. `reverse=True` of the operator flips, and so copies, the whole stack; and Inductor
-        # reads wrongly from what is left over of a stack, a view that begins in the middle of it.
-        body = _counted(stack, distinct(stacked))
-        if k == 1:
-            carry, out = _loop(_keeping(body) if keep else body, init, 0, num_layers, stack.unroll, stacked)
-        else:
+class Rule(NamedTuple):
+    """The layer and its derivative on flat lists, each for the body of a loop; like_: shapes and dtypes."""
 
-            def group(carry: Arrays, g: Arrays) -> tuple[Arrays, Arrays]:
-                new_carry, ys = _loop(body, carry, g[0] * k, k, stack.unroll, stacked)
-                return new_carry, [*ys, *carry]
-
-            carry, out = scan_operator(group, init, [_count(0, -(-num_layers // k), like=stacked)])
-            out = [*(y.flatten(0, 1)[:num_layers] for y in out[:num_ys]), *out[num_ys:]]
-    return carry, [y.flip(0) for y in out[:num_ys]] if stack.reverse else out[:num_ys], out[num_ys:]
+    forward: Callable[..., tuple[Arrays, Arrays, Arrays]]  # (carry, slices, closed) -> (new_carry, y, kept)
+    backward: Callable[..., tuple[Arrays, Arrays, Arrays]]  # (kept, slices, closed, dcarry, dy) -> d of the others
+    like_ys: Arrays
+    like_kept: Arrays
+    like_dslices: Arrays
+    like_dclosed: Arrays
 
 
-def _scan_several(stack: Stack, stacked: Arrays, init: Arrays, keep: bool) -> tuple[Arrays, Arrays]:
-    """`unroll` layers a step, which the operator slices without a copy; then what is left, counted."""
-    num_layers, unroll, step = stacked[0].shape[0], stack.unroll, _keeping(stack.step) if keep else stack.step
-    whole, carry, parts = num_layers // unroll * unroll, init, []
-    if whole:
-        groups = [a[:whole].unflatten(0, (whole // unroll, unroll)) for a in stacked]
-        several = _several(step, unroll, lambda slices, j: [a[j] for a in slices])
-        carry, ys = scan_operator(several, carry, groups, views_of=stacked[0])
-        parts.append([y.flatten(0, 1) for y in ys])
-    if whole < num_layers:
-        body = _counted(stack, distinct(stacked))
-        carry, ys = _loop(_keeping(body) if keep else body, carry, whole, num_layers - whole, 1, stacked)
-        parts.append(ys)
-    return carry, _joined(parts)
+def scan(plan: Plan, stacked: Arrays, init: Arrays, closed: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept): with `keep`, what `scan_vjp` starts from."""
+    k, unroll, steps = _groups(plan, stacked, keep)
+    ys, kept = rows_for(plan.rule.like_ys, steps * unroll * k), rows_for(plan.rule.like_kept, steps * unroll)
+    read = [stacked, closed]
 
+    def group(g: int, carry: Arrays, rows: Any, read: Any) -> Arrays:
+        ys, kept = written_within(rows)
+        write(kept, g, carry)
+        return _layers(plan, g * k, k, plan.unroll, carry, ys, [], read)[0]
 
-def scan_vjp(stack: Stack, stacked: Arrays, kept: Arrays, dcarry: Arrays, dys: Arrays) -> tuple[Arrays, Arrays]:
-    """(dstacked, dinit) for cotangents of the floating-point carries and ys; dstacked only of what is wanted."""
-    num_layers, k = stacked[0].shape[0], stack.remat
-    # owned: a cotangent broadcast from a scalar has stride 0, and Inductor's scan reads it wrongly
-    dcarry, dys = owned(dcarry), [dy.flip(0) for dy in dys] if stack.reverse else owned(dys)
-    if num_layers == 0:
-        return [torch.zeros_like(a) for a, wanted in zip(stacked, stack.wanted, strict=True) if wanted], dcarry
-    stacked = distinct(stacked)
-    # Only the cotangents depend on each other. Once they are known, the gradients of the parameters are made in the
-    # order of the layers: made on the way down they would have to be flipped, and so copied.
     if k == 1:
-        dinit, cotangents = _cotangents(stack, stacked, 0, num_layers, kept, dcarry, dys)
-        return _dslices(stack, stacked, 0, num_layers, kept, cotangents, dys), dinit
+        carry, ys, kept = _layers(plan, 0, steps * unroll, unroll, init, ys, kept if keep else [], read)
+    else:
+        carry, (ys, kept) = loop(group, 0, steps, 1, init, [ys, kept], read)
+    return carry, _of_layers(plan, ys, stacked), kept
 
-    groups, num_ys, body = -(-num_layers // k), len(stack.y_floats), _keeping(_counted(stack, stacked))
 
-    def again(g: torch.Tensor) -> Arrays:  # the carries of group g
-        return _loop(body, _at(kept, g), g * k, k, stack.unroll, stacked)[1][num_ys:]
+def scan_vjp(
+    plan: Plan, stacked: Arrays, closed: Arrays, kept: Arrays, dcarry: Arrays, dys: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(dstacked, dinit, dclosed) for cotangents of the floating-point carries and ys; of what is wanted."""
+    k, unroll, steps = _groups(plan, stacked, True)
+    step, dstacked = vjp_step(plan, len(dcarry)), rows_for(plan.rule.like_dslices, steps * unroll * k)
+    # owned: a cotangent broadcast from a scalar has stride 0, and Inductor's scan reads it wrongly
+    read, state = [stacked, closed, kept, owned(dys)], [*dcarry, *map(torch.zeros_like, plan.rule.like_dclosed)]
 
-    def group_cotangent(dcarry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        g = groups - 1 - x[0]
-        return _cotangents(stack, stacked, g * k, k, again(g), dcarry, dys)[0], dcarry
+    def group(g: int, state: Arrays, rows: Any, read: Any) -> Arrays:
+        (stacked, closed, kept, dys), dstacked = read, written_within(rows)
+        # the carry before each layer, for which the last need not run
+        carry, carries = at(kept, g), rows_for(plan.rule.like_kept, k)
+        carry, _, carries = _layers(plan, g * k, k - 1, plan.unroll, carry, [], carries, [stacked, closed])
+        write(carries, k - 1, carry)
+        read = [stacked, closed, carries, dys]
+        return loop(step, g * k + k - 1, k, plan.unroll, state, dstacked, read, down=True)[0]
 
-    def group_dslices(none: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        g = groups - 1 - x[0] if stack.reverse else x[0]
-        carries = again(g)
-        _, cotangents = _cotangents(stack, stacked, g * k, k, carries, _at(ends, groups - 1 - g), dys)
-        return none, _dslices(stack, stacked, g * k, k, carries, cotangents, dys)
+    if k == 1:
+        last = steps * unroll - 1
+        state, (dstacked,) = loop(step, last, steps * unroll, unroll, state, [dstacked], read, down=True)
+    else:
+        state, (dstacked,) = loop(group, steps - 1, steps, 1, state, [dstacked], read, down=True)
+    return _of_layers(plan, dstacked, stacked), state[: len(dcarry)], state[len(dcarry) :]
 
-    order = _count(0, groups, like=stacked)
-    dinit, ends = scan_operator(group_cotangent, dcarry, [order])
-    _, dslices = scan_operator(group_dslices, [], [order]) if any(stack.wanted) else ([], [])
-    left_over = groups * k - num_layers  # steps of the last group without a layer
-    flat = [d.flatten(0, 1) for d in dslices]
-    return [d[left_over:] if stack.reverse else d[:num_layers] for d in flat], dinit
+
+def vjp_step(plan: Plan, num_dcarry: int) -> Body:
+    """The derivative of the layer that runs as number p, for a carry of [*dcarry, *dclosed]."""
+
+    def step(p: int, state: Arrays, rows: Any, read: Any) -> Arrays:
+        (stacked, closed, kept, dys), i = read, _layer(plan, p, read[0])
+        dcarry, dclosed = state[:num_dcarry], state[num_dcarry:]
+        slices, kept = at(stacked, i), at(kept, _place(plan, p))
+        dcarry, dslices, more = plan.rule.backward(kept, slices, closed, dcarry, at(dys, i))
+        write(rows[0], _row(plan, p, rows[0]), dslices)
+        new_state = [*dcarry, *(a + b for a, b in zip(dclosed, more, strict=True))]
+        return _unless_past(plan, p, stacked, new_state, state)
+
+    return step
 
 
 def unrolled(step: Step, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[Arrays, Arrays]:
     """The same values as `scan`, with N layers in the graph."""
     num_layers = stacked[0].shape[0]
     if num_layers == 0:
-        _, y = step(init, [a.new_empty(a.shape[1:]) for a in stacked])
-        return init, [a.new_empty((0, *a.shape)) for a in y]
+        return nothing(step, stacked, init)
     # Split once: the gradient of `a[i]` would be a stack of zeros around each layer's, N times.
     split = [a.unbind() for a in stacked]
     carry, ys = init, [[]] * num_layers  # type: ignore[var-annotated]
@@ -141,132 +119,68 @@ def unrolled(step: Step, stacked: Arrays, init: Arrays, reverse: bool) -> tuple[
     return carry, [torch.stack(parts) for parts in zip(*ys, strict=True)]
 
 
-def _counted(stack: Stack, stacked: Arrays) -> Step:
-    """The stack's step for x = [t], which reads its layer in place; behind the last layer nothing happens."""
-    num_layers = stacked[0].shape[0]
-
-    def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        new_carry, y = stack.step(carry, _read(stack, stacked, x[0])[0])
-        if stack.remat > 1:  # the last group may have fewer layers than steps
-            new_carry = [torch.where(x[0][0] < num_layers, *both) for both in zip(new_carry, carry, strict=True)]
-        return new_carry, y
-
-    return body
+def nothing(step: Step, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
+    """The same for no layers."""
+    _, y = step(init, [a.new_zeros(a.shape[1:]) for a in stacked])
+    return owned(init), [a.new_empty((0, *a.shape)) for a in y]
 
 
-def _cotangents(
-    stack: Stack, stacked: Arrays, first: Any, count: int, carries: Arrays, dcarry: Arrays, dys: Arrays
-) -> tuple[Arrays, Arrays]:
-    """(dcarry, cotangents) of `count` steps from `first`, which carries [count, ...] entered; the last step first."""
-    num_layers, moving = stacked[0].shape[0], any(carry.is_floating_point() for carry in carries)
+def _groups(plan: Plan, stacked: Arrays, keep: bool) -> tuple[int, int, int]:
+    """(k, unroll, steps): a loop of so many steps, each of a group of k layers, or of `unroll` layers.
 
-    def body(dcarry: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
-        p = count - 1 - j[0]
-        carry, (slices, dy) = _at(carries, p), _read(stack, stacked, first + p, dys)
-        function = lambda *values: _floats(stack, with_floats(carry, _viewed(values)), slices)  # noqa: E731
-        _, pullback = torch.func.vjp(function, *(c for c in carry if c.is_floating_point()))  # type: ignore[misc]
-        before = pullback((*dcarry, *dy))
-        if stack.remat > 1:
-            before = [torch.where((first + p)[0] < num_layers, *both) for both in zip(before, dcarry, strict=True)]
-        return list(before), dcarry
-
-    return _loop(body, dcarry, 0, count, stack.unroll, carries) if moving else (dcarry, [])
+    There may be fewer layers than that: those past the last one run on its parameters, and change nothing."""
+    num_layers, is_grouped = stacked[0].shape[0], keep and plan.remat > 1
+    size = plan.remat if is_grouped else plan.unroll
+    size = int(num_layers) if num_layers < size else size
+    return size if is_grouped else 1, 1 if is_grouped else size, (num_layers + size - 1) // size
 
 
-def _dslices(
-    stack: Stack, stacked: Arrays, first: Any, count: int, carries: Arrays, cotangents: Arrays, dys: Arrays
-) -> Arrays:
-    """The gradients of the parameters of `count` steps from `first`, in the order of the layers."""
-    wanted = [i for i, is_wanted in enumerate(stack.wanted) if is_wanted]
+def _layers(
+    plan: Plan, first: int, count: int, unroll: int, carry: Arrays, ys: Arrays, kept: Arrays, read: Any
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(carry, ys, kept) after the layers that run as number `first` and on, so many of them."""
 
-    def body(none: Arrays, j: Arrays) -> tuple[Arrays, Arrays]:
-        p = count - 1 - j[0] if stack.reverse else j[0]
-        carry, (slices, dy) = _at(carries, p), _read(stack, stacked, first + p, dys)
-        function = lambda *values: _floats(stack, carry, _replaced(slices, wanted, _viewed(values)))  # noqa: E731
-        _, pullback = torch.func.vjp(function, *(slices[i] for i in wanted))  # type: ignore[misc]
-        return none, list(pullback((*_at(cotangents, count - 1 - p), *dy)))
+    def step(p: int, carry: Arrays, rows: Any, read: Any) -> Arrays:
+        stacked, closed = read
+        new_carry, y, keep = plan.rule.forward(carry, at(stacked, _layer(plan, p, stacked)), closed)
+        if rows[0]:
+            write(rows[0], _row(plan, p, rows[0]), y)
+        if rows[1]:
+            write(rows[1], _place(plan, p), keep)
+        return _unless_past(plan, p, stacked, new_carry, carry)
 
-    # One at a time, whatever `unroll` says: what is left over would have to be appended, which copies.
-    return _loop(body, [], 0, count, 1, stacked)[1] if wanted else []
-
-
-def _floats(stack: Stack, carry: Arrays, slices: Arrays) -> tuple[torch.Tensor, ...]:
-    """What the step returns and has a derivative."""
-    new_carry, y = stack.step(carry, slices)
-    ys = [a for a, is_float in zip(y, stack.y_floats, strict=True) if is_float]
-    return (*(new for new, old in zip(new_carry, carry, strict=True) if old.is_floating_point()), *ys)
+    carry, (ys, kept) = loop(step, first, count, unroll, carry, [ys, kept], read)
+    return carry, ys, kept
 
 
-def _viewed(values: Sequence[torch.Tensor]) -> Arrays:
-    """Views: Dynamo loses the derivative of a user's own autograd.Function applied straight to what is differentiated.
-
-    https://github.com/pytorch/pytorch/issues/193279"""
-    return [value.view_as(value) for value in values]
-
-
-def _loop(body: Step, carry: Arrays, first: Any, count: int, unroll: int, like: Arrays) -> tuple[Arrays, Arrays]:
-    """Scan `body(carry, [t])` over `count` steps from `first`, `unroll` at a time, and what is left one by one."""
-
-    whole, parts = count // unroll * unroll if unroll > 1 else 0, []
-    if whole:
-        several = _several(body, unroll, lambda t, j: [t[0] + j])
-        carry, ys = scan_operator(several, carry, [first + _count(0, whole, unroll, like=like)])
-        parts.append([y.flatten(0, 1) for y in ys])
-    if whole < count:
-        carry, ys = scan_operator(body, carry, [first + _count(whole, count, like=like)])
-        parts.append(ys)
-    return carry, _joined(parts)
-
-
-def _several(body: Step, unroll: int, at: Callable[[Arrays, int], Arrays]) -> Step:
-    """`unroll` steps as one: the j-th of them for `at(x, j)`."""
-
-    def several(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        ys = []
-        for j in range(unroll):  # the layers that `unroll` asks for in one body
-            carry, y = body(carry, at(x, j))
-            ys.append(y)
-        return carry, [torch.stack(y) for y in zip(*ys, strict=True)]
-
-    return several
-
-
-def _joined(parts: list[Arrays]) -> Arrays:
-    return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-
-
-def _count(start: int, stop: int, step: int = 1, *, like: Arrays) -> torch.Tensor:
-    return torch.arange(start, stop, step, device=like[0].device).unsqueeze(1)  # [steps, 1]
-
-
-def _read(stack: Stack, stacked: Arrays, t: torch.Tensor, dys: Sequence[torch.Tensor] = ()) -> Any:
-    """The slices of the layer that runs at step t [1], and what dys has for it; behind the last layer, its."""
+def _layer(plan: Plan, p: int, stacked: Arrays) -> int:
+    """Which layer runs as number p."""
     last = stacked[0].shape[0] - 1
-    t = t.clamp(max=last) if stack.remat > 1 else t
-    return _at(stacked, last - t if stack.reverse else t), _at(dys, t)
+    p = torch.sym_min(p, last) if plan.span > 1 else p
+    return last - p if plan.reverse else p
 
 
-def _at(arrays: Sequence[torch.Tensor], i: torch.Tensor) -> Arrays:
-    rows = [a.index_select(0, i) for a in arrays]  # [1, ...]
-    # as_strided, not [0]: Inductor reads each layer once, into an array of its own. Else the reads go into every kernel
-    # that uses them, and which kernels become one depends on the size of the whole stack.
-    return [torch.as_strided(row, row.shape[1:], row.stride()[1:]) for row in rows]
+def _row(plan: Plan, p: int, rows: Arrays) -> int:
+    """In which row something of that layer is written."""
+    return rows[0].shape[0] - 1 - p if plan.reverse and rows else p
 
 
-def _keeping(body: Step) -> Step:
-    def keeping(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        new_carry, y = body(carry, x)
-        return new_carry, [*y, *carry]
-
-    return keeping
+def _place(plan: Plan, p: int) -> int:
+    """Where something is kept of it: a group has k places."""
+    return p % plan.remat if plan.remat > 1 else p
 
 
-def with_floats(arrays: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Arrays:
-    """`arrays`, those of floating point replaced by `values`."""
-    rest = iter(values)
-    return [next(rest) if array.is_floating_point() else array for array in arrays]
+def _unless_past(plan: Plan, p: int, stacked: Arrays, new: Arrays, old: Arrays) -> Arrays:
+    """`new`, or past the last layer `old`."""
+    if plan.span == 1:
+        return new
+    is_layer = torch.scalar_tensor(p, dtype=torch.int64, device=stacked[0].device) < stacked[0].shape[0]
+    return [torch.where(is_layer, *both) for both in zip(new, old, strict=True)]
 
 
-def _replaced(arrays: Arrays, places: list[int], values: Arrays) -> Arrays:
-    new = dict(zip(places, values, strict=True))
-    return [new.get(i, array) for i, array in enumerate(arrays)]
+def _of_layers(plan: Plan, rows: Arrays, stacked: Arrays) -> Arrays:
+    """The rows of layers."""
+    num_layers = stacked[0].shape[0]
+    if plan.span == 1:
+        return rows
+    return [a[a.shape[0] - num_layers :] if plan.reverse else a[:num_layers] for a in rows]

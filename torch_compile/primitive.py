@@ -1,9 +1,10 @@
 """The scan operator made safe: each mend stands here once, with its reason. JAX needs none of them.
 
-    for x in xs:
-        carry, y = body(carry, x)
+    for t in range(count):
+        carry = body(carry, t)          # reads stacks at any index, and writes its results into rows at any index
 
-Trees are flat lists here.
+A whole stack of layers is one operator of our own in a captured program, `layers`: so that what is made of it, loops
+and derivative, is Python which runs while the program is lowered (`autodiff.py`). Trees are flat lists here.
 Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
 """
 
@@ -11,40 +12,189 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch._guards import TracingContext, active_fake_mode
-from torch._higher_order_ops.scan import scan, scan_op
-from torch._higher_order_ops.utils import redirect_to_mode
+from torch._C import DispatchKey, _TorchDispatchModeKey
+from torch._dynamo.variables import higher_order_ops as dynamo
+from torch._guards import TracingContext
+from torch._higher_order_ops.scan import scan_op
+from torch._higher_order_ops.utils import first_slice_copy, redirect_to_mode
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode, PythonFunctionalizeAPI
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.utils._python_dispatch import _pop_mode_temporarily
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
+Body = Callable[..., Arrays]  # (number: int, carry, rows, read) -> carry
 
 
-def scan_operator(body: Step, carry: Arrays, xs: Arrays, views_of: torch.Tensor | None = None) -> tuple[Arrays, Arrays]:
-    """The operator, for a body that may return what it was given, or no carry, or no y: empty arrays stand in.
+def loop(
+    body: Body, first: Any, count: int, unroll: int, carry: Arrays, rows: Any, read: Any, down: bool = False
+) -> tuple[Arrays, Any]:
+    """`carry = body(p, carry, rows, read)` for `count` numbers p from `first` on, or down, `unroll` of them a step.
 
-    views_of: what xs are views of. The body reads it, for nothing else than that Inductor knows its sizes: it has no
-    number for `N // 2` steps unless N is that of an array at hand."""
-    num_carries = len(carry)
+    The body writes its results into rows, which are lists of arrays, and reads the lists of arrays in `read`, and
+    nothing else from outside."""
+    unroll = min(unroll, count)
+    way, whole, left_over = -1 if down else 1, count // unroll, count % unroll
 
-    def owning(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
-        new_carry, y = body(carry[:num_carries], x)
-        return owned(new_carry or carry), [(x[0] if views_of is None else views_of).new_empty(0), *owned(y)]
+    def times(first: Any, steps: int, size: int, carry: Arrays, rows: Any) -> tuple[Arrays, Any]:
+        def several(p: int, carry: Arrays, rows: Any, read: Any) -> Arrays:
+            for j in range(size):  # the layers that `unroll` asks for in one body
+                carry = body(p + way * j if j else p, carry, rows, read)
+            return carry
 
-    if not torch.compiler.is_compiling() and active_fake_mode() is not None:  # of one step, shapes tell all
-        new_carry, y = body(carry, [a.new_empty(a.shape[1:]) for a in xs])
-        return new_carry, [a.new_empty((xs[0].shape[0], *a.shape)) for a in y]
-    if torch.compiler.is_compiling():
-        _let_inductor_count()
-        _let_checkpoints_see()
-    carry, (_, *ys) = scan(owning, owned(carry) or [xs[0].new_empty(0)], xs)
-    return list(carry[:num_carries]), ys
+        return scan_operator(several, first, steps, way * size, carry, rows, read)
+
+    carry, rows = times(first, whole, unroll, carry, rows)
+    return times(first + way * whole * unroll, left_over, 1, carry, rows) if left_over else (carry, rows)
 
 
-@torch.compiler.assume_constant_result  # so it runs while a program is traced, and once
-def _let_inductor_count() -> None:
+def scan_operator(
+    body: Body, first: Any, steps: int, by: int, carry: Arrays, rows: Any, read: Any
+) -> tuple[Arrays, Any]:
+    """The operator: carry = body(p, carry, rows, read) for p = first, first + by, ...: so many steps.
+
+    It carries p, so as to read any index of a stack, and the rows, to be written in place: what it slices and what it
+    returns by itself comes in the order of its steps, and for a loop from the last layer to the first all stacks would
+    have to be flipped, and so copied."""
+    num_rows, num_read = [len(part) for part in rows], [len(part) for part in read]
+
+    def flat(number: torch.Tensor, *arrays: Any) -> Arrays:
+        carry_, rows_, _, read_ = split(arrays, len(carry), sum(num_rows), 1)
+        new_carry = body(number.item(), carry_, split(rows_, *num_rows[:-1]), split(read_, *num_read[:-1]))
+        return [number + by, *owned(new_carry), *rows_]
+
+    number, nothing = torch.scalar_tensor(first, dtype=torch.int64), torch.empty((steps, 0))
+    values = [number, *owned(carry), *joined(rows)], [nothing], tuple(joined(read))
+    functional = torch._C._get_dispatch_mode(_TorchDispatchModeKey.FUNCTIONAL)
+    if functional is None:
+        _, *out = scan_op(flat, *values)
+    else:  # which would take the writing for a mistake
+        api = PythonFunctionalizeAPI(functional)
+        with _pop_mode_temporarily(_TorchDispatchModeKey.FUNCTIONAL):  # type: ignore[arg-type]
+            out = scan_op(flat, *api.unwrap_tensors(values))  # type: ignore[arg-type]
+        _, *out = api.wrap_tensors(out)
+    return out[: len(carry)], split(out[len(carry) :], *num_rows[:-1])
+
+
+def joined(lists: Any) -> list[Any]:
+    return [a for part in lists for a in part]
+
+
+def split(arrays: Any, *counts: int) -> list[list[Any]]:
+    """Consecutive lists of `counts` arrays, and the rest."""
+    lists, start = [], 0
+    for count in counts:
+        lists.append(list(arrays[start : start + count]))
+        start += count
+    return [*lists, list(arrays[start:])]
+
+
+def owned(arrays: Any) -> Arrays:
+    """Copies in memory and order of their own: scan refuses outputs that alias inputs and carries of other strides."""
+    return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
+
+
+def rows_for(like: Arrays, count: int) -> Arrays:
+    """For each of `like`, room for so many arrays of its shape and dtype."""
+    # empty: the one way to make memory that AOTAutograd neither shares among equal calls nor keeps
+    return [torch.empty((count, *a.shape), dtype=a.dtype, device=a.device) for a in like]
+
+
+def at(arrays: Arrays, i: int) -> Arrays:
+    """Each array at i."""
+    return [_row(a, i) for a in arrays]
+
+
+def write(rows: Arrays, i: int, arrays: Arrays) -> None:
+    """Each array into its row i, in place."""
+    for row, a in zip(rows, arrays, strict=True):
+        _row(row, i).copy_(a)
+
+
+def written_within(rows: Any) -> Any:
+    """The same rows, for a loop in the body of a loop: Inductor sees nothing of what is written there, and would give
+    their memory to other arrays. It sees that a part without elements is; and it takes them in the order in which they
+    are first written, so this comes before all else."""
+    for row in joined(rows):
+        row[:0].zero_()
+    return rows
+
+
+def _row(array: torch.Tensor, i: int) -> torch.Tensor:
+    torch._check(i >= 0)
+    torch._check(i < array.shape[0])
+    return array.select(0, i)
+
+
+class _Layers(HigherOrderOperator):
+    """`layers(body, carry, stacked, closed_over, *options)`: (carry, ys) as one list."""
+
+    def __init__(self) -> None:
+        super().__init__("layers")
+
+    def __call__(self, body: Callable[..., Any], carry: Any, stacked: Any, closed_over: Any, *options: Any) -> Any:
+        return super().__call__(body, tuple(carry), tuple(stacked), tuple(closed_over), *options)
+
+
+layers = _Layers()
+
+
+def lowered_by(above: Callable[..., Any], below: Callable[..., Any]) -> None:
+    """Let these make loops of `layers` where a program is lowered, with its derivative and without."""
+    layers.py_impl(DispatchKey.Autograd)(above)
+    layers.py_impl(DispatchKey.CompositeExplicitAutograd)(below)
+    for kind in (FunctionalTensorMode, ProxyTorchDispatchMode, FakeTensorMode):
+
+        def within(mode: Any, *args: Any) -> Any:
+            with mode:
+                return below(*args)
+
+        layers.py_impl(kind)(within)
+    for around in (_CachingTorchDispatchMode, _CachedTorchDispatchMode):  # torch.utils.checkpoint around a stack
+        redirect_to_mode(layers, around)
+        redirect_to_mode(scan_op, around)
+
+
+class _Variable(dynamo.TorchHigherOrderOperatorVariable):
+    """How Dynamo captures `layers`: the layer as a graph of its own, with what it closes over as inputs."""
+
+    _HOP_NAME = "layers"
+    _ALLOW_FALLBACK_TO_EAGER = False
+
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        body, carry, stacked, _, *options = dynamo.LazyVariableTracker.realize_all((args, kwargs))[0]
+        carry, stacked = (dynamo.unpack_iterable(tx, part) for part in (carry, stacked))
+        with dynamo.discard_graph_changes(tx):
+            first = [a.call_method(tx, "clone", args=[], kwargs={}) for a in carry]
+            first += [dynamo._make_inlined(tx, first_slice_copy)(a) for a in stacked]
+        (_, spec), graph, closed_over = dynamo.speculate_subgraph(
+            tx,
+            body,
+            first,
+            sub_kwargs={},
+            description="layers",
+            source_target=self.value,
+            set_subgraph_inputs="flatten_manual",
+            should_flatten_outputs=True,
+        )
+        name = tx.output.install_subgraph("layer", torch.fx.GraphModule(dict(tx.output.nn_modules), graph))
+        proxies = [[a.as_proxy() for a in part] for part in (carry, stacked)]
+        # an int of the user's may be open in the program: here its value counts
+        values = [o.as_python_constant() if o.is_python_constant() else o.evaluate_expr() for o in options]
+        given = dynamo.make_attr(tx, name), *proxies, list(closed_over), *values
+        return dynamo._call_function_and_unflatten_output(tx, layers, given, {}, None, spec, None)
+
+
+dynamo._hop_name_to_variable_class["layers"] = _Variable
+
+
+def let_inductor_count() -> None:
     """Let Inductor read a number from an array, in the one program that is being traced.
 
     It makes a while loop of the scan, and reads its counter. torch allows that under fullgraph=True alone; elsewhere
@@ -56,25 +206,9 @@ def _let_inductor_count() -> None:
         shapes.settings = dataclasses.replace(shapes.settings, allow_scalar_outputs=True)
 
 
-@torch.compiler.assume_constant_result
-def _let_checkpoints_see() -> None:
-    """`torch.utils.checkpoint` around a stack: its modes have a rule for other operators, and none for this one."""
-    for mode in (_CachingTorchDispatchMode, _CachedTorchDispatchMode):
-        if mode not in scan_op.python_key_table:
-            redirect_to_mode(scan_op, mode)
-
-
-def owned(arrays: Arrays) -> Arrays:
-    """Copies in memory and order of their own: scan refuses outputs that alias inputs and carries of other strides."""
-    return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
-
-
-def distinct(arrays: Arrays) -> Arrays:
-    """A copy of what is a view of another: the operator refuses a body that closes over both."""
-    apart: Arrays = []
-    bases: Arrays = []
-    for array in arrays:
-        base = array if array._base is None else array._base
-        apart.append(array.clone() if any(base is other for other in bases) else array)
-        bases.append(base)
-    return apart
+@torch.compiler.assume_constant_result  # so it runs while a program is traced, and once
+def let_gradients_be_traced(is_traced: bool) -> bool:
+    """Let Dynamo take `torch.autograd.grad` into the program that is being traced, or not; what was so before."""
+    was = torch._dynamo.config.trace_autograd_ops
+    torch._dynamo.config.trace_autograd_ops = is_traced
+    return was

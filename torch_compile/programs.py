@@ -15,32 +15,34 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch._guards import active_fake_mode
 
 from reference.made_of import Same, made_of
 from torch_compile import edges
-from torch_compile.loops import Arrays, Stack
+from torch_compile.loops import Plan
+from torch_compile.primitive import Arrays, joined
 
 PROGRAMS = 128  # those used last
 _programs: OrderedDict[Hashable, _Program] = OrderedDict()
 
 
-def run_compiled(program: Callable[..., Any], stack: Stack, stacked: Arrays, single: Arrays, *options: Any) -> Any:
-    """`program(stack, stacked, single, *options)`, compiled; within the user's own compiled function, inlined, and of
-    arrays without values, as it is.
+def run_compiled(
+    program: Callable[..., Any], plan: Plan, stacked: Arrays, init: Arrays, wanted: tuple[bool, ...]
+) -> tuple[Arrays, Arrays]:
+    """(leaves, outputs): what stands for the arrays, and `program(plan, stacked, init)`, compiled, as one list.
 
-    stacked: arrays [N, ...]; the first of them are parameters, as many as the stack says."""
-    if torch.compiler.is_compiling() or active_fake_mode() is not None:
-        return program(stack, stacked, single, *options)
-    arrays = _apart([_dense(array.detach()) for array in (*stacked, *single)])
-    num_layers = tuple(a.shape[0] for a in arrays[: len(stacked)] if a.shape[0] <= stack.span)
-    parts = tuple(_kind(part) for part in made_of((program, stack, options)))
-    sizes = tuple(tuple(a.shape[1:]) for a in arrays[: stack.num_params])
+    wanted: of each array, whether the outputs have a derivative by its leaf."""
+    arrays = _apart([_dense(array.detach()) for array in (*stacked, *init)])
+    for array, is_wanted in zip(arrays, wanted, strict=False):
+        array.requires_grad_(is_wanted)
+    num_layers = tuple(a.shape[0] for a in arrays[: len(stacked)] if a.shape[0] <= plan.span)
+    parts = tuple(_kind(part) for part in made_of((program, plan, wanted)))
+    sizes = tuple(tuple(a.shape[1:]) for a in arrays[: plan.num_params])
     kinds = tuple((a.dtype, a.device, *(stride == 0 for stride in a.stride())) for a in arrays)
     key = parts, num_layers, sizes, kinds, len(stacked), edges.BACKEND
-    kept = _programs.pop(key, None) or _Program(program, stack, len(stacked), arrays)
+    kept = _programs.pop(key, None) or _Program(program, plan, len(stacked), arrays)
     try:
-        return kept.run(stack, options, arrays)
+        with torch.set_grad_enabled(any(wanted)):
+            return arrays, kept.run(plan, arrays)
     finally:
         _programs[key] = kept
         while len(_programs) > PROGRAMS:
@@ -56,13 +58,13 @@ def _kind(part: Any) -> Any:
 class _Program:
     """One compiled object. torch keeps up to eight programs in it: the second size of a batch makes an open one."""
 
-    def __init__(self, program: Callable[..., Any], stack: Stack, num_stacked: int, arrays: Arrays) -> None:
+    def __init__(self, program: Callable[..., Any], plan: Plan, num_stacked: int, arrays: Arrays) -> None:
         compiler = (os.environ.get("CXX") or "g++").split()[0]
         if any(array.device.type == "cpu" for array in arrays) and shutil.which(compiler) is None:
             raise RuntimeError(
                 f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX"
             )
-        self.program, self.span, self.num_stacked, self.has_loop = program, stack.span, num_stacked, stack.seen.has_loop
+        self.program, self.span, self.num_stacked, self.has_loop = program, plan.span, num_stacked, plan.seen.has_loop
         self.shapes = [array.shape for array in arrays]  # of the first call
         self.open = {(i, 0) for i in range(num_stacked)}
         self.compiled = self._compile()
@@ -73,10 +75,10 @@ class _Program:
         without = {"cpp_wrapper": False} if self.has_loop else {}
         return edges.compile_with(
             edges.OPTIONS | without,
-            lambda stack, options, *arrays: program(stack, list(arrays[:count]), list(arrays[count:]), *options),
+            lambda plan, *arrays: joined(program(plan, list(arrays[:count]), list(arrays[count:]))),
         )
 
-    def run(self, stack: Stack, options: tuple[Any, ...], arrays: Arrays) -> Any:
+    def run(self, plan: Plan, arrays: Arrays) -> Arrays:
         for i, (array, shape) in enumerate(zip(arrays, self.shapes, strict=True)):
             self.open.update((i, axis) for axis in range(array.dim()) if array.shape[axis] != shape[axis])
         for i, axis in self.open:
@@ -84,10 +86,10 @@ class _Program:
             if arrays[i].shape[axis] > (self.span if axis == 0 and i < self.num_stacked else 1):
                 torch._dynamo.maybe_mark_dynamic(arrays[i], axis)
         try:
-            return self.compiled(stack, options, *arrays)
+            return self.compiled(plan, *arrays)
         except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight programs: begin again
             self.compiled = self._compile()
-            return self.compiled(stack, options, *arrays)
+            return self.compiled(plan, *arrays)
 
 
 def _dense(array: torch.Tensor) -> torch.Tensor:

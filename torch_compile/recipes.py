@@ -16,9 +16,8 @@ import torch
 from reference import arguments
 from torch_compile.edges import DEVICE, as_leaf
 from torch_compile.layers import wide
-from torch_compile.loops import Layer
 from torch_compile.stack import scan_layers
-from torch_compile.trees import flatten, flatten_like, map_arrays, unflatten
+from torch_compile.trees import Layer, flatten, flatten_like, map_arrays, unflatten
 
 
 def gated(layer: Layer) -> Layer:

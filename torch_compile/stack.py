@@ -23,8 +23,7 @@ from torch_compile.autodiff import differentiable
 from torch_compile.checks import prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
-from torch_compile.loops import Layer
-from torch_compile.trees import unflatten
+from torch_compile.trees import Layer, unflatten
 
 
 def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -99,7 +98,7 @@ def scan_layers(
     """
     flat = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
     with named_scope("scan_layers"):  # the name of the stack in a profile
-        carry, ys = differentiable(flat.stack, flat.stacked, flat.init)
+        carry, ys = differentiable(flat.plan, flat.stacked, flat.init)
     return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
 
 
@@ -115,7 +114,7 @@ def unroll_layers(
 ) -> tuple[Any, Any]:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_layers`."""
     flat = prepare(layer, stacked_params, init, xs, reverse)
-    carry, ys = loops.unrolled(flat.stack.step, flat.stacked, flat.init, reverse)
+    carry, ys = loops.unrolled(flat.plan.step, flat.stacked, flat.init, reverse)
     return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
 
 

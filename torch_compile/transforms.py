@@ -16,11 +16,12 @@ import torch
 
 from reference import arguments
 from torch_compile import trees
-from torch_compile.autodiff import check_seen, differentiable, jvp_step, vjp_program, vmap_step
+from torch_compile.autodiff import differentiable
 from torch_compile.checks import Flat, check_forward_mode, prepare
 from torch_compile.edges import as_leaf
-from torch_compile.loops import Layer, scan, with_floats
-from torch_compile.programs import run_compiled
+from torch_compile.fallback import batched
+from torch_compile.primitive import Arrays, Step, let_gradients_be_traced, split
+from torch_compile.trees import Layer, with_floats
 
 
 def vjp_layers(
@@ -39,7 +40,7 @@ def jvp_layers(
 ) -> tuple[Any, Any]:
     """Forward mode. tangents: (tstacked_params, tinit, txs). Returns (carry, ys), (tcarry, tys)."""
     flat = _jvp_flat(layer, (stacked_params, init, xs), tangents, options)
-    (carry, tcarry), (ys, tys) = flat.outputs(*differentiable(flat.stack, flat.stacked, flat.init))
+    (carry, tcarry), (ys, tys) = flat.outputs(*differentiable(flat.plan, flat.stacked, flat.init))
     return (carry, ys), (tcarry, tys)
 
 
@@ -49,7 +50,7 @@ def vmap_layers(
     """Batching. in_axes: the axis of the batch, or None, for stacked_params, init, xs: (None, 0, None) is a batch of
     inits, (0, None, None) an ensemble of stacks. Returns (carry [B, ...], ys [B, N, ...])."""
     flat = _vmap_flat(layer, (stacked_params, init, xs), in_axes, options)
-    carry, ys = flat.outputs(*differentiable(flat.stack, flat.stacked, flat.init))
+    carry, ys = flat.outputs(*differentiable(flat.plan, flat.stacked, flat.init))
     return carry, trees.swap_axes(ys)
 
 
@@ -113,18 +114,32 @@ INPUTS, OUTPUTS = ("stacked_params", "init", "xs"), ("carry", "ys")
 
 def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Outputs, and (dslices, dinit) for the cotangents of these outputs. Without history, as `torch.autograd.grad`."""
-    check_seen(flat.stack.seen, runs_twice=True)
-    carry, ys, kept = run_compiled(scan, flat.stack, flat.stacked, flat.init, True)
-    outputs = flat.outputs(carry, ys)
-    dcarry, dys = (
-        [ct for ct in trees.flatten_like(structure, tree) if ct is not None]
+    leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in (*flat.stacked, *flat.init)]
+    with torch.enable_grad():
+        results = differentiable(flat.plan, *split(leaves, len(flat.stacked)))
+    outputs = flat.outputs(*([a.detach() for a in part] for part in results))
+    given = [
+        ct
         for structure, tree in zip((flat.carry, flat.ys), cotangents(outputs), strict=True)
-    )
-    stack = flat.stack._replace(wanted=tuple(a.is_floating_point() for a in flat.stacked))
-    counts = len(flat.stacked), len(kept)
-    dstacked, dinit = run_compiled(vjp_program, stack, [*flat.stacked, *kept, *dys], dcarry, *counts)
-    dslices = trees.unflatten(flat.slices, trees.nones(flat.stacked, dstacked))
-    return outputs, (dslices, trees.unflatten(flat.carry, trees.nones(flat.init, dinit)))
+        for ct in trees.flatten_like(structure, tree)
+        if ct is not None
+    ]
+    floats = [a for part in results for a in part if a.is_floating_point()]
+    pairs = [(a, ct) for a, ct in zip(floats, given, strict=True) if a.requires_grad]
+    wrt = [a for a in leaves if a.requires_grad]
+    grads = _grad([a for a, _ in pairs], wrt, [ct for _, ct in pairs])
+    dslices, dinit = split(trees.nones(leaves, grads), len(flat.stacked))
+    return outputs, (trees.unflatten(flat.slices, dslices), trees.unflatten(flat.carry, dinit))
+
+
+def _grad(outputs: Arrays, wrt: Arrays, cotangents: Arrays) -> Any:
+    """`torch.autograd.grad`, also within a user's own compiled function."""
+    if not torch.compiler.is_compiling():
+        return torch.autograd.grad(outputs, wrt, cotangents, materialize_grads=True)
+    was = let_gradients_be_traced(True)
+    grads = torch.autograd.grad(outputs, wrt, cotangents, materialize_grads=True)
+    let_gradients_be_traced(was)
+    return grads
 
 
 def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:
@@ -137,13 +152,12 @@ def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, option
     )
     stacked, slices = trees.flatten(((stacked_params, xs), (tparams, txs)))
     carry_arrays, carry = trees.flatten((init, tinit))
-    is_float = flat.stack.y_floats
+    is_float = flat.y_floats
     like = [torch.empty(2) for _ in is_float]
     moving = [a if floats else None for a, floats in zip(like, is_float, strict=True)]
     _, ys = trees.flatten((trees.unflatten(flat.ys, like), trees.unflatten(flat.ys, moving)))
-    step = jvp_step(flat.stack.step, len(flat.init), len(flat.stacked))
-    stack = flat.stack._replace(step=step, y_floats=(*is_float, *filter(None, is_float)))
-    return Flat(stack, stacked, carry_arrays, carry, slices, ys)
+    step = pushforward(flat.plan.step, len(flat.init), len(flat.stacked))
+    return Flat(flat.plan._replace(step=step), flat.y_floats, stacked, carry_arrays, carry, slices, ys)
 
 
 def _vmap_flat(
@@ -157,5 +171,23 @@ def _vmap_flat(
     stacked_axis, init_axis, xs_axis = in_axes
     stacked = [*trees.batched(params, stacked_axis, 1, size, every), *trees.batched(xs, xs_axis, 1, size, every)]
     init = [a for a, _ in trees.batched(init, init_axis, 0, size, True)]  # the carry of a batched stack is batched
-    step = vmap_step(flat.stack.step, tuple(is_batched for _, is_batched in stacked))
-    return flat._replace(stack=flat.stack._replace(step=step), stacked=[a for a, _ in stacked], init=init)
+    step = batched(flat.plan.step, tuple(is_batched for _, is_batched in stacked))
+    return flat._replace(plan=flat.plan._replace(step=step), stacked=[a for a, _ in stacked], init=init)
+
+
+def pushforward(step: Step, num_carries: int, num_slices: int) -> Step:
+    """`step` with tangents behind the arrays of floating point: in carry, slices and y."""
+
+    def moved(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
+        primals, tangents = [*carry[:num_carries], *slices[:num_slices]], [*carry[num_carries:], *slices[num_slices:]]
+
+        def run(*values: torch.Tensor) -> tuple[Any, Any]:
+            arrays = with_floats(primals, [value.view_as(value) for value in values])
+            outputs = step(arrays[:num_carries], arrays[num_carries:])
+            return tuple(tuple(a for a in part if a.is_floating_point()) for part in outputs), outputs
+
+        floats = tuple(a for a in primals if a.is_floating_point())
+        _, (tcarry, ty), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
+        return [*new_carry, *tcarry], [*y, *ty]
+
+    return moved

@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 
 from reference import arguments
 from torch_compile.edges import as_leaf, plain
-from torch_compile.loops import Arrays
+from torch_compile.primitive import Arrays
+
+Layer = Callable[..., tuple[Any, Any]]
 
 
 class Structure(NamedTuple):
@@ -44,11 +46,17 @@ def nones(arrays: Arrays, values: Any) -> list[torch.Tensor | None]:
     return [next(rest) if array.is_floating_point() else None for array in arrays]
 
 
+def with_floats(arrays: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Arrays:
+    """`arrays`, those of floating point replaced by `values`."""
+    rest = iter(values)
+    return [next(rest) if array.is_floating_point() else array for array in arrays]
+
+
 def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
     leaves, spec = pytree.tree_flatten(_known(tree))
     arrays = [leaf for leaf in leaves if leaf is not None]
     structure = Structure(spec, tuple(leaf is not None for leaf in leaves), tuple(a.is_complex() for a in arrays))
-    return [*map(_real, arrays)], structure if torch.compiler.is_compiling() else one(structure)
+    return [*map(real, arrays)], structure if torch.compiler.is_compiling() else one(structure)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -67,10 +75,10 @@ def flatten_like(structure: Structure, tree: Any) -> list[Any]:
     """The leaves of `tree` in the order of `structure`, whose arrays may be None here: a dict keeps no order."""
     leaves = structure.spec.flatten_up_to(_known(tree))
     arrays = [leaf for leaf, is_array in zip(leaves, structure.is_array, strict=True) if is_array]
-    return [a if a is None else _real(a) for a in arrays]
+    return [a if a is None else real(a) for a in arrays]
 
 
-def _real(array: torch.Tensor) -> torch.Tensor:
+def real(array: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(array.resolve_conj()) if array.is_complex() else array
 
 
