@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax import lax
 
 from jax_scan import loops
 from jax_scan.edges import as_leaf, kept
@@ -54,7 +55,8 @@ def _scan(weights: jax.Array, x: jax.Array) -> jax.Array:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
     # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
-    y, _ = scan_layers(dense, weights, x)
+    with jax.named_scope("scan_layers"):  # the name of the stack in a profile
+        y, _ = lax.scan(dense, x, weights)
     return y
 
 
@@ -100,7 +102,7 @@ def scan_layers(
     """
     num_layers = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)
-    with jax.named_scope("scan_layers"):  # the name of the stack in a profile
+    with jax.named_scope("scan_layers"):
         return loops.scan(layer, stacked, init, num_layers, reverse, unroll, remat)
 
 

@@ -21,7 +21,7 @@ from tf_while import loops
 from tf_while.autodiff import differentiable
 from tf_while.edges import as_leaf
 from tf_while.layers import dense
-from tf_while.trees import Layer, as_program, assert_dense_stack, flat, one_size, prepare
+from tf_while.trees import Arrays, Layer, as_program, assert_dense_stack, flat, one_size, prepare
 
 
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -55,8 +55,14 @@ def _scan(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
-    # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
-    y, _ = scan_layers(dense, weights, x)
+    # - the body returns a pair (new_carry, y) even when there is no per-layer output: no ys.
+    def body(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
+        (y,), (w,) = carry, slices
+        return [tf.linalg.matvec(w, y)], []
+
+    with tf.name_scope("scan_layers"):  # the name of the stack in a profile
+        # `tf.while_loop` (primitive.py), in a loop each way (loops.py): its own gradient takes time N * N.
+        (y,), _ = differentiable(loops.Plan(body), [weights], [x])
     return tf.identity(y)
 
 
@@ -112,7 +118,7 @@ def _scan_any(
     num_layers = prepare(layer, stacked_params, init, xs)
     stacked = (stacked_params,) if xs is None else (stacked_params, xs)
     step, arrays, init_arrays, pack_carry, pack_ys = flat(layer, stacked, init)
-    with tf.name_scope("scan_layers"):  # the name of the stack in a profile
+    with tf.name_scope("scan_layers"):
         plan = loops.Plan(step, reverse, unroll, int(remat))
         carry, ys = differentiable(plan, one_size(arrays, num_layers), init_arrays)
     return pack_carry(carry), pack_ys(ys)

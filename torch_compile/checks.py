@@ -19,26 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.forward_ad import unpack_dual
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from reference import arguments
 from torch_compile.edges import as_leaf
 from torch_compile.loops import Plan
-from torch_compile.primitive import Arrays, Step
+from torch_compile.primitive import Arrays, Seen, Step
 from torch_compile.trees import Layer, Structure, flatten, flatten_like, unflatten, with_floats
-
-
-class Seen(NamedTuple):
-    """What one run of a layer has shown of it."""
-
-    draws: str = ""  # an operation that draws random numbers
-    writes: str = ""  # one that writes into an array which the layer has not made
-    reads: str = ""  # the dtype of a complex array that it closes over
-    has_loop: bool = False  # one of its own
-    has_checkpoint: bool = False  # a reentrant torch.utils.checkpoint
-    rule: str = ""  # a derivative of the user's own
-    closed_over: tuple[torch.Tensor, ...] = ()  # arrays by which there may be a derivative
 
 
 class Flat(NamedTuple):
@@ -74,13 +62,17 @@ def prepare(
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     stacked, slices = flatten((stacked_params, xs))
     carry_arrays, carry = flatten(init)
-    device = stacked[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
-        raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
+    check_autocast(stacked[0])
     y_floats, ys, seen = _run_once(layer, carry, slices, carry_arrays, stacked)
     num_params = len(flatten(stacked_params)[0])
     plan = Plan(_step(layer, carry, slices, ys), reverse, unroll, int(remat), num_params, seen)
     return Flat(plan, y_floats, stacked, carry_arrays, carry, slices, ys)
+
+
+def check_autocast(array: torch.Tensor) -> None:
+    device = array.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
+        raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
 
 
 def call(layer: Layer, carry: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -132,8 +124,6 @@ def _run_once(
 
 @torch.compiler.disable
 def _eagerly(without_values: Callable[[], Any], run: Callable[..., Any]) -> tuple[tuple[bool, ...], Structure, Seen]:
-    if isinstance(around := _get_current_dispatch_mode(), _Recorder):
-        around.seen["has_loop"] = True
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = without_values()
         with _Recorder(given) as recorder, _rules() as rules, _Outside() as outside:
@@ -157,7 +147,6 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = operator(*args, **(kwargs or {}))
         if isinstance(operator, HigherOrderOperator):
-            self.seen["has_loop"] = True
             return outputs
         schema = operator._schema.arguments
         given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
@@ -295,7 +284,6 @@ def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
         if str(node.target) == "autograd_function_apply":
             recorder.seen["rule"] = "the autograd.Function"
         elif isinstance(node.target, HigherOrderOperator):
-            recorder.seen["has_loop"] = True
             for used in node.all_input_nodes:
                 if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):
                     _replay([n for n in inner.graph.nodes if n.op.startswith("call")], recorder)

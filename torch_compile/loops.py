@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torch_compile.primitive import Arrays, Body, Step, at, loop, owned, rows_for, write, written_within
+from torch_compile.primitive import Arrays, Body, Seen, Step, at, loop, owned, rows_for, write, written_within
 
 
 class Plan(NamedTuple):
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     unroll: int = 1
     remat: int = 0  # 0: what the derivative reads is kept; k: one carry every k layers
     num_params: int = 0  # of the stacked arrays; the others are xs
-    seen: Any = None  # what one run of the layer has shown (checks.py)
+    seen: Seen = Seen()
     rule: Any = None  # the Rule of the step
 
     @property

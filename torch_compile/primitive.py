@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._C import DispatchKey, _TorchDispatchModeKey
@@ -30,6 +30,17 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
 Body = Callable[..., Arrays]  # (number: int, carry, rows, read) -> carry
+
+
+class Seen(NamedTuple):
+    """What one run of a layer has shown of it."""
+
+    draws: str = ""  # an operation that draws random numbers
+    writes: str = ""  # one that writes into an array which the layer has not made
+    reads: str = ""  # the dtype of a complex array that it closes over
+    has_checkpoint: bool = False  # a reentrant torch.utils.checkpoint
+    rule: str = ""  # a derivative of the user's own
+    closed_over: tuple[torch.Tensor, ...] = ()  # arrays by which there may be a derivative
 
 
 def loop(

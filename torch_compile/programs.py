@@ -64,19 +64,14 @@ class _Program:
             raise RuntimeError(
                 f"torch.compile on the CPU needs a C++ compiler: install {compiler}, or name another in CXX"
             )
-        self.program, self.span, self.num_stacked, self.has_loop = program, plan.span, num_stacked, plan.seen.has_loop
+        self.program, self.span, self.num_stacked = program, plan.span, num_stacked
         self.shapes = [array.shape for array in arrays]  # of the first call
         self.open = {(i, 0) for i in range(num_stacked)}
         self.compiled = self._compile()
 
     def _compile(self) -> Callable[..., Any]:
         program, count = self.program, self.num_stacked
-        # A loop in a loop: the C++ wrapper of torch 2.13 calls a function that is not there, aoti_torch_item_bool.
-        without = {"cpp_wrapper": False} if self.has_loop else {}
-        return edges.compile_with(
-            edges.OPTIONS | without,
-            lambda plan, *arrays: joined(program(plan, list(arrays[:count]), list(arrays[count:]))),
-        )
+        return edges.compile(lambda plan, *arrays: joined(program(plan, list(arrays[:count]), list(arrays[count:]))))
 
     def run(self, plan: Plan, arrays: Arrays) -> Arrays:
         for i, (array, shape) in enumerate(zip(arrays, self.shapes, strict=True)):

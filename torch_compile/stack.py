@@ -5,9 +5,9 @@
         y = w @ y
 
 The loop above traces N products into the program; the scan traces one, whatever N is, forward and backward. torch
-compiles one program for all N >= 2, and one each for N = 0 and N = 1. The operator does not compose with `torch.func`
-from outside, and its own gradient is silently wrong for a loss as common as `.sum()`, so `autodiff.py` gives the
-stack a gradient of its own: a second scan, of the transformed layer.
+compiles one program for all N >= 2, and one for N = 1. The operator does not compose with `torch.func` from outside,
+and its own gradient is silently wrong for a loss as common as `.sum()`, so `autodiff.py` gives the stack a gradient of
+its own: a second scan, of the layer's derivative.
 Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
 """
 
@@ -20,9 +20,11 @@ import torch
 from reference import arguments
 from torch_compile import loops
 from torch_compile.autodiff import differentiable
-from torch_compile.checks import prepare
+from torch_compile.checks import check_autocast, prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
+from torch_compile.loops import Plan
+from torch_compile.primitive import Arrays
 from torch_compile.trees import Layer, unflatten
 
 
@@ -48,11 +50,19 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     Limits: weights that are not contiguous are copied once. Forward mode and second derivatives run layer by layer.
     """
     _check(weights, x)
+    check_autocast(weights)
+
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
-    # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
-    y, _ = scan_layers(dense, weights, x)
+    # - the body returns a pair (new_carry, y) even when there is no per-layer output: no ys.
+    def body(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
+        (y,), (w,) = carry, slices
+        return [torch.matmul(w, y)], []
+
+    with named_scope("scan_layers"):  # the name of the stack in a profile
+        # The scan operator (primitive.py), in a loop each way (loops.py): its own gradient is wrong.
+        (y,), _ = differentiable(Plan(body, num_params=1), [weights], [x])
     return y
 
 
@@ -91,13 +101,13 @@ def scan_layers(
 
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
         some number, whatever N is.
-    Limits: remat=False is remat=True: the backward pass recomputes inside a layer, so that a gradient refuses a layer
-        that draws random numbers. What `layer` closes over is shared by all layers; it is refused if it needs a
-        gradient, is written to or is complex. Forward mode and second derivatives run layer by layer. Called as it
-        stands it is compiled once for all layers that are made of the same (reference/made_of.py).
+    Limits: with remat layers run again, so that a gradient refuses one that draws random numbers. What `layer` closes
+        over is shared by all layers and receives its gradient; it is refused if it is written to or is complex. Forward
+        mode and second derivatives run layer by layer. Called as it stands it is compiled once for all layers that are
+        made of the same (reference/made_of.py).
     """
     flat = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
-    with named_scope("scan_layers"):  # the name of the stack in a profile
+    with named_scope("scan_layers"):
         carry, ys = differentiable(flat.plan, flat.stacked, flat.init)
     return unflatten(flat.carry, carry), unflatten(flat.ys, ys)
 
