@@ -94,6 +94,32 @@ def test_gradient_where_every_size_is_open(N, options):
     assert_near(gradients(program, w, x), right)
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_stack_that_is_saved_has_its_gradient_when_it_is_loaded(tmp_path, draws):
+    """A SavedModel holds no list of what was kept: the layers run again, and one with state says that it cannot."""
+    tf = importlib.import_module("tensorflow")
+    layer = lambda c, p: (tf.sin(c * p) * (tf.random.uniform([3], 1, 1.01) if draws else 1), c)  # noqa: E731
+    module, specs = tf.Module(), [tf.TensorSpec([None, 3]), tf.TensorSpec([3])]
+    stack = tf.function(lambda w, x: loaded("tf_while").scan_layers(layer, w, x)[0], specs, autograph=False)
+    module.stack = stack
+    arrays = tf.constant([[0.5, 1.5, 2.5], [1.0, 2.0, 3.0]]), tf.constant([1.0, 2.0, 3.0])
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            y = function(*arrays)
+        return [g.numpy().tolist() for g in tape.gradient(y, arrays)]
+
+    right = gradients(stack)
+    tf.saved_model.save(module, str(tmp_path))
+    saved = tf.saved_model.load(str(tmp_path)).stack
+    if draws:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="expected no random numbers and no state"):
+            gradients(saved)
+    else:
+        assert gradients(saved) == right
+
+
 @pytest.mark.parametrize(("options", "at_once"), [({}, 10), ({"remat": True}, 1), ({"remat": 2}, 1)], ids=str)
 def test_of_layers_that_run_again_one_at_a_time_is_in_memory(options, at_once):
     """A loop of TensorFlow has ten steps at work where they do not wait for each other, as those of remat do not."""

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from reference import arguments
-from tf_while.edges import captured_within, compile, reading
+from tf_while.edges import being_saved, captured_within, compile, reading
 from tf_while.loops import Plan, nothing, scan, scan_vjp, vjp_step
 from tf_while.residuals import captured, keeping, recomputing
 from tf_while.trees import (
@@ -75,7 +75,8 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
                 raise arguments.runs_twice(traced.state)
             given = [d for d, result in zip(cotangents, results, strict=True) if is_float(result)]
             with reading(within):
-                grads = _vjp(plan, traced, (stacked_, init_, closed), kept, given)
+                kept_ = _kept_again(plan, traced, stacked_, init_) if being_saved() else kept
+                grads = _vjp(plan, traced, (stacked_, init_, closed), kept_, given)
             return _gradients(grads, arrays, variables)
 
         return results, vjp
@@ -83,6 +84,13 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
     # identities: of this graph, also where it is the branch of a tf.cond and they come from far around
     carry, ys = split(run(*map(tf.identity, [*stacked, *init, *(a for _, a in traced.closed_over)])), len(init))
     return carry, ys
+
+
+def _kept_again(plan: Plan, traced: Traced, stacked: Arrays, init: Arrays) -> Arrays:
+    """What the loop forwards keeps; a layer with state says, once it is loaded, that it cannot run again."""
+    is_pure = [] if traced.state is None else [tf.debugging.Assert(False, [str(arguments.runs_twice(traced.state))])]
+    with tf.control_dependencies(is_pure):
+        return scan(plan, [*map(tf.identity, stacked)], [*map(tf.identity, init)], keep=True)[2]
 
 
 def _vjp(plan: Plan, traced: Traced, primals: tuple[Arrays, ...], kept: Arrays, cotangents: Arrays) -> Arrays:

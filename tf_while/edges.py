@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.saved_model import save_context
 
 from reference import arguments
 
@@ -51,6 +52,11 @@ def _is_constant(a: tf.Tensor) -> bool:
             return False
         a = around[0]
     return a.shape.rank == 0 and tf.get_static_value(a) is not None
+
+
+def being_saved() -> bool:
+    """Whether the graph that is being built is a gradient for a SavedModel, which holds no lists of TensorFlow's."""
+    return save_context.in_save_context()
 
 
 def compiled_by_xla() -> bool:

@@ -47,12 +47,13 @@ def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, rema
     with disable_proxy_modes_tracing():
         given = [*(a.detach() for a in carry), *(first_slice_copy(a.detach()) for a in stacked), *closed]
         wanted = [a.is_floating_point() for a in carry] + [*map(is_wanted, (*stacked, *closed))]
-        layer_alone = _functional(layer, given)
-        like = _values(_outputs(layer_alone))
+        with torch.no_grad():
+            like = layer(*given)
         seeds = [torch.zeros_like(a) for a in like if a.is_floating_point()]
         joint = _joint(layer, given, wanted, seeds)
-    if remat:
-        forwards, backwards = layer_alone, _gradients(joint, len(like))
+        forwards = _functional(layer, given) if remat else None
+    if forwards is not None:
+        backwards = _gradients(joint, len(like))
     else:
         forwards, backwards = _partitioned(joint, len(given), len(like), len(carry))
     # What the derivative reads, by name: inputs of the layer, and results of the layer beside its outputs.
