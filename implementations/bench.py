@@ -1,4 +1,4 @@
-"""The bench: how fast a stack runs beside what no stack can beat, beside its twin and beside the raw primitive.
+"""The bench: a training step beside its twin and what users do instead; a stack beside what no stack can beat.
 
 What no stack can beat, the limit, is for single vectors reading the weights once, and for batches, on a GPU for single
 vectors too, the same product without the chain: one matrix of as many numbers as all layers have. A gradient and a
@@ -24,11 +24,10 @@ from implementations.bench_facts import LIMIT, RAW
 from implementations.interface import Apply, Array, Implementation
 from implementations.programs import leaves, rebuilt
 from implementations.summary import FORMS, PROGRAMS
-from implementations.timing import interleave, on_cpu, product, reader, timed_program
+from implementations.timing import first_call, interleave, on_cpu, product, reader, timed_program
 from reference.cases import DTYPES, layer_carry, layer_params
 from reference.shapes import PARAMS
 
-SECONDS = 15.0  # of timing a case, all tries together
 TRIES = 3
 FEW_LAYERS = 8  # whose compilation says how long that of N takes
 SETTLE = 0.5  # seconds
@@ -53,7 +52,18 @@ SHAPES = ((64, 256), (256, 64), (1024, 64))  # d, N: 4 and 16 MB of weights; 256
 DEEP = (256, 512)
 MLP = Case("mlp", 64, {"d": 64, "f": 256}, 32, "float32", "forward")
 ENCODER = Case("transformer_encoder", 16, {"d": 64, "h": 4, "e": 16, "f": 256, "T": 32}, 2, "float32", "forward")
+# Of a size where the products rule the time: about a million weights a layer, 128 rows for each of them.
+TRAINED = tuple(
+    Case(layer, 8, sizes, batch, "float32", "training step")
+    for layer, batch, sizes in (
+        ("mlp", 128, {"d": 256, "f": 1024}),
+        ("transformer_encoder", 2, {"d": 256, "h": 4, "e": 64, "f": 1024, "T": 64}),
+        ("transformer_decoder", 2, {"d": 256, "h": 4, "g": 2, "e": 64, "f": 1024, "T": 64}),
+        ("residual_conv", 4, {"c": 64, "T": 16}),
+    )
+)
 CASES = (
+    *TRAINED,
     *_dense("forward", *SHAPES, DEEP),
     *_dense("gradient", *SHAPES, DEEP),
     *_dense("forward", *SHAPES, batch=32),
@@ -76,6 +86,7 @@ class Problem(NamedTuple):
     mask: Array | None
     cotangent: Array  # of the result, which has the shape of x
     weights: list[np.ndarray]  # those of the params that are factors of a product
+    update: Callable[..., tuple[Array, ...]]  # compiled once for all forms
 
 
 def steps(implementation: Implementation, cases: tuple[Case, ...]) -> int:
@@ -84,58 +95,72 @@ def steps(implementation: Implementation, cases: tuple[Case, ...]) -> int:
 
 
 def forms(implementation: Implementation, case: Case, mask: Array | None) -> dict[str, tuple[Any, Any]]:
-    """Form -> (apply, compiler), as in ALTERNATIVES, which are for single vectors in float32."""
-    scan, unroll = implementation.scan_layers, implementation.unroll_layers
-    pair: tuple[Apply, Apply] = stack(implementation, case, scan, mask), stack(implementation, case, unroll, mask)
+    """Form -> (apply, compiler). ALTERNATIVES are for single vectors in float32, others for training steps alone."""
     if _is_single(case):
         pair = implementation.scan_apply_layers, implementation.unroll_apply_layers
-    chosen = {form: (apply, implementation.compile) for form, apply in zip(FORMS, pair, strict=True)}
-    if _is_single(case) and case.dtype == "float32" and case.program != "training step":
-        others = implementation.ALTERNATIVES
-        chosen |= {name: others[name] for name in others if case.program == "forward" or name.startswith(RAW)}
-    return chosen
-
-
-def stack(implementation: Implementation, case: Case, scan: Callable[..., Any], mask: Array | None) -> Apply:
-    """The stack as a function of its flat params and x. The mask is closed over: it has no gradient."""
+        chosen: dict[str, Any] = {
+            form: (apply, implementation.compile) for form, apply in zip(FORMS, pair, strict=True)
+        }
+        if case.dtype == "float32" and case.program != "training step":
+            others = implementation.ALTERNATIVES
+            chosen |= {name: others[name] for name in others if case.program == "forward" or name.startswith(RAW)}
+        return chosen
+    stacks: dict[str, tuple[Any, Any]] = {
+        form: (_stack(scan), implementation.compile)
+        for form, scan in zip(FORMS, (implementation.scan_layers, implementation.unroll_layers), strict=True)
+    }
+    stacks |= implementation.LAYER_ALTERNATIVES if bench_facts.is_step(case._asdict()) else {}
     layer = batched_dense if case.layer == "dense" else implementation.LAYERS[case.layer]
+    return {form: (flat_stack(case, stack(layer), mask), compiler) for form, (stack, compiler) in stacks.items()}
+
+
+def _stack(scan: Callable[..., Any]) -> Callable[[Any], Callable[[Any, Any], Any]]:
+    return lambda layer: lambda params, init: scan(layer, params, init)[0]
+
+
+def flat_stack(case: Case, stack: Callable[[Any, Any], Any], mask: Array | None) -> Apply:
+    """The stack as a function of its flat params and x. The mask is closed over: it has no gradient."""
 
     def apply(*flat: Array) -> Array:
         params, x = rebuilt(PARAMS[case.layer], iter(flat[:-1])), flat[-1]
-        if mask is None:
-            return scan(layer, params, x)[0]
-        return scan(layer, params, {"x": x, "mask": mask})[0]["x"]
+        return stack(params, x) if mask is None else stack(params, {"x": x, "mask": mask})["x"]
 
     return apply
 
 
 def measure_case(
-    implementation: Implementation, case: Case, patience: float, step: Callable[[str], None]
+    implementation: Implementation, case: Case, patience: float, budget: float, step: Callable[[str], None]
 ) -> dict[str, Any]:
-    """One row of the block "bench"."""
+    """One row of the block "bench"; budget: seconds of timing, all tries together."""
     load = [_load()]
     posed = problem(implementation, case)
     timed: dict[str, Callable[[], Any]] = {LIMIT: limit(implementation, case, posed)}
     skipped: dict[str, str] = {}
     compiled: dict[str, list[float]] = {}
+    gradients: dict[str, Callable[[], Any]] = {}
     chosen = forms(implementation, case, posed.mask)
     for form, (apply, compiler) in chosen.items():
-        step(f"bench: {form}, {case.layer} {case.program} d={case.sizes['d']} N={case.N}")
+        step(f"bench: {form}, {bench_facts.name(case._asdict())}")
         seconds = 0.0
         with _noting(form, skipped):
             if form != "rolled" and compiler == implementation.compile and case.N > FEW_LAYERS:
                 seconds = estimated_seconds(implementation, case, form, patience)
         if seconds > patience:
             skipped[form] = f"would compile for about {wording.seconds(seconds)}"
+        elif bench_facts.is_step(case._asdict()):
+            with _noting(form, skipped), implementation.cold():
+                gradients[form] = program(implementation, case._replace(program="gradient"), apply, compiler, posed)
+                compiled[form] = [first_call(gradients[form], implementation.wait)]
         elif form in FORMS and (case.layer, case.dtype) == ("dense", "float32") and case.program in PROGRAMS.values():
             compiled[form] = compile_seconds(implementation, case, apply, posed, 2)
     for form, (apply, compiler) in chosen.items():  # after all of the above, which empties JAX's caches
         if form not in skipped:
-            made = program(implementation, case, apply, compiler, posed)
+            known = gradients.get(form)
+            made = train(posed, known) if known else program(implementation, case, apply, compiler, posed)
             with _noting(form, skipped):
                 implementation.wait(made())
                 timed[form] = made
-    run_seconds, tries = quietest(timed, implementation.wait)
+    run_seconds, tries = quietest(timed, implementation.wait, budget)
     weights_bytes = sum(array.nbytes for array in posed.weights)
     peak = case.program in PROGRAMS.values() and weights_bytes >= PEAK_BYTES and on_cpu(implementation)
     return {
@@ -181,14 +206,21 @@ def problem(implementation: Implementation, case: Case) -> Problem:
     flat = [implementation.from_numpy(array) for array in arrays]
     cotangent = rng.standard_normal(x.shape).astype(dtype)
     x, cotangent = (implementation.from_numpy(array.astype(dtype, copy=False)) for array in (x, cotangent))
-    return Problem(flat, x, None if mask is None else implementation.from_numpy(mask), cotangent, weights)
+    return Problem(
+        flat,
+        x,
+        None if mask is None else implementation.from_numpy(mask),
+        cotangent,
+        weights,
+        implementation.compile(update),
+    )
 
 
 def limit(implementation: Implementation, case: Case, posed: Problem) -> Callable[[], Any]:
     """Reading the weights once, or one product of the whole batch with as many numbers."""
     if _is_single(case):
         return reader(implementation, posed.params[0])
-    d = case.sizes["d"]
+    _, d = bench_facts.width(case.sizes)
     flat = np.concatenate([array.reshape(-1) for array in posed.weights])
     rng = np.random.default_rng(case.N)
     rows = rng.standard_normal((implementation.to_numpy(posed.x).size // d, d)).astype(flat.dtype)
@@ -198,25 +230,28 @@ def limit(implementation: Implementation, case: Case, posed: Problem) -> Callabl
 def program(
     implementation: Implementation, case: Case, apply: Apply, compiler: Any, posed: Problem
 ) -> Callable[[], Any]:
-    """One call, compiled as its form is. A training step is two compiled functions, the gradient and the update of the
-    params, timed together."""
+    """One call, compiled as its form is."""
     if case.program == "forward":
         return partial(timed_program(implementation, apply, compiler, False), *posed.params, posed.x)
     gradient = timed_program(implementation, apply, compiler, True)
-    if case.program == "gradient":
-        return partial(gradient, *posed.params, posed.x, posed.cotangent)
+    called = partial(gradient, *posed.params, posed.x, posed.cotangent)
+    return called if case.program == "gradient" else train(posed, called)
 
-    def update(*arrays: Array) -> tuple[Array, ...]:
-        count = len(arrays) // 2
-        return tuple(arrays[i] - RATE * arrays[count + i] for i in range(count))
 
-    updated = implementation.compile(update)
+def update(*arrays: Array) -> tuple[Array, ...]:
+    """The params a step down: of params and gradients."""
+    count = len(arrays) // 2
+    return tuple(arrays[i] - RATE * arrays[count + i] for i in range(count))
 
-    def train() -> Any:
-        _, *dparams, _ = gradient(*posed.params, posed.x, posed.cotangent)
-        return updated(*posed.params, *dparams)
 
-    return train
+def train(posed: Problem, gradient: Callable[[], Any]) -> Callable[[], Any]:
+    """A training step: two compiled functions, the gradient and the update of the params, timed together."""
+
+    def step() -> Any:
+        _, *dparams, _ = gradient()
+        return posed.update(*posed.params, *dparams)
+
+    return step
 
 
 def compile_seconds(
@@ -241,13 +276,15 @@ def estimated_seconds(implementation: Implementation, case: Case, form: str, pat
     return seconds + max(0.0, at(2 * FEW_LAYERS) - seconds) * (case.N - FEW_LAYERS) / FEW_LAYERS
 
 
-def quietest(timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any]) -> tuple[dict[str, list[float]], int]:
+def quietest(
+    timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any], budget: float
+) -> tuple[dict[str, list[float]], int]:
     """Seconds of each call in the try with the least noise, and how many tries there were: no more than are needed for
     every form to be a figure, or than there is time for."""
     found: list[dict[str, list[float]]] = []
     start = time.perf_counter()
-    while len(found) < TRIES and (not found or time.perf_counter() - start < SECONDS):
-        found.append(interleave(timed, SECONDS / TRIES, wait))
+    while len(found) < TRIES and (not found or time.perf_counter() - start < budget):
+        found.append(interleave(timed, budget / TRIES, wait))
         if bench_facts.noisiest(found[-1]) <= bench_facts.NOISY:
             break
     return min(found, key=bench_facts.noisiest), len(found)

@@ -13,8 +13,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m implementations bench",
         description=(
-            "Time layer stacks beside what no stack can beat: reading the weights once, or for a batch one product "
-            "with as many numbers; beside the unrolled twin; and beside the framework's raw primitive. All forms of a "
+            "Time training steps of real layers beside the unrolled twin and what users do instead of a scan; and "
+            "dense stacks beside what no stack can beat: reading the weights once, or for a batch one product with as "
+            "many numbers; beside their twin; and beside the framework's raw primitive. All forms of a "
             "case run in turn, round by round, and what is too noisy to be a figure says so: leave the machine alone "
             "meanwhile. Peak memory is that of the process, compile times are cold."
         ),

@@ -20,7 +20,13 @@ Row = Mapping[str, Any]
 
 
 def rows(measured: Measured) -> list[Row]:
-    return list(measured.get("bench") or ())
+    """Beside their limit."""
+    return [row for row in measured.get("bench") or () if not is_step(row)]
+
+
+def steps(measured: Measured) -> list[Row]:
+    """Beside what users do instead."""
+    return [row for row in measured.get("bench") or () if is_step(row)]
 
 
 def over(row: Row, form: str, other: str) -> Spread | None:
@@ -81,9 +87,19 @@ def nearest_memory(measured: Measured) -> tuple[Row, Spread] | None:
     return max(found, key=lambda pair: (pair[0]["weights_bytes"], pair[0]["sizes"]["d"]), default=None)
 
 
+def is_step(row: Row) -> bool:
+    """Whether it is a training step of a real layer, which stands beside what users do instead."""
+    return row["layer"] != "dense" and row["program"] == "training step"
+
+
+def width(sizes: Mapping[str, int]) -> tuple[str, int]:
+    """The symbol of the carry's last axis and its size."""
+    return next((symbol, sizes[symbol]) for symbol in "dc" if symbol in sizes)
+
+
 def name(row: Row) -> str:
     """The case in words: "dense, gradient, d = 64, N = 256, batch 32"."""
-    said = [row["layer"], row["program"], f"d = {row['sizes']['d']}", f"N = {row['N']}"]
+    said = [row["layer"], row["program"], "{} = {}".format(*width(row["sizes"])), f"N = {row['N']}"]
     said += [f"batch {row['batch']}"] if row["batch"] else []
     return ", ".join(said + ([row["dtype"]] if row["dtype"] != "float32" else []))
 

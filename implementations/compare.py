@@ -191,14 +191,15 @@ def merge(
                      sizes (form, N, gradient, captured, lowered, compiled, loops)
       training       a small language model, rolled, in float32; null in a quick run: status ("ok" or "not run"), then
                      reason and install, or losses (before each step), weight_norms (of each layer, at the end), seconds
-      bench          stacks timed beside their limit, empty in a quick and in a default run: layer, N, sizes, batch (0
-                     for a single vector), dtype, program ("forward", "gradient", "training step"), limit ("read": the
-                     weights once; "product": of the batch with as many numbers), run_seconds (form -> seconds in each
-                     round; the forms are limit, rolled, unrolled, and names of alternatives), tries (how many times
-                     that was measured; the quietest is here), compile_seconds (form -> seconds from cold, and again; of
-                     some cases), skipped (form -> reason), weights_bytes, peak_bytes (what the process held at most
-                     while the rolled form ran, beside what it held before; null where not measured), load (the average
-                     before and after; null where there is none)
+      bench          stacks timed beside their limit and training steps beside what users do instead, one step in a
+                     default run, empty in a quick one: layer, N, sizes, batch (0 for a single vector), dtype, program
+                     ("forward", "gradient", "training step"), limit ("read": the weights once; "product": of the batch
+                     with as many numbers), run_seconds (form -> seconds in each round; the forms are limit, rolled,
+                     unrolled, and names of alternatives), tries (how many times that was measured; the quietest is
+                     here), compile_seconds (form -> seconds from cold, and again; of some cases; of a training step
+                     those of its gradient, once), skipped (form -> reason), weights_bytes, peak_bytes (what the process
+                     held at most while the rolled form ran, beside what it held before; null where not measured), load
+                     (the average before and after; null where there is none)
     training         the same by NumPy: N, its sizes, float64 and float32 (losses and weight_norms each); null in a
                      quick run
     capabilities     names, rows of states and numbered notes: the declared matrix

@@ -9,6 +9,7 @@ within one framework, never two absolute counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
@@ -220,6 +221,8 @@ class Implementation(Protocol):
     # alternatives.py: what users do today, name -> (apply, compiler, or None if it is compiled already); first the raw
     # primitive as first written, its name "raw ..."
     ALTERNATIVES: Mapping[str, Any]
+    # The same for any layer: name -> (stack, compiler); stack(layer) is a function of stacked params and init.
+    LAYER_ALTERNATIVES: Mapping[str, Any]
 
     # graph.py: size at the three levels; everything that touches framework internals
     UNITS: Mapping[str, str]  # level -> what is counted there
@@ -243,6 +246,9 @@ class Implementation(Protocol):
     # edges.py: where arrays and programs enter and leave
     def compile(self, apply: Apply) -> Apply:
         """The framework's whole-program compiler, at its strongest setting."""
+
+    def cold(self) -> AbstractContextManager[None]:
+        """Within it nothing is found again that the framework keeps of what it has compiled."""
 
     def from_numpy(self, array: Any) -> Array:
         """A framework array of the same shape, dtype and bytes (bfloat16 by ml_dtypes); refuses what it would cast."""

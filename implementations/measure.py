@@ -51,7 +51,8 @@ class Mode(NamedTuple):
     checkpoint: bool = False  # a trained network, on sentences
     training: bool = False  # of a small language model
     slow: bool = False  # both in torch too, where a gradient of these takes ten seconds and more to compile
-    bench: tuple[Case, ...] = ()  # timed beside their limit
+    bench: tuple[Case, ...] = ()  # timed beside their limit, or beside what users do instead
+    bench_seconds: float = 15.0  # of timing a case, all tries together
 
 
 FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
@@ -66,7 +67,7 @@ MODES = {
     "default": Mode(
         (4, 64, 1024), (4, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (2, 4),
         False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255),
-        checkpoint=True, training=True,
+        checkpoint=True, training=True, bench=bench.TRAINED[:1], bench_seconds=4.0,
     ),
     "full": Mode(
         DEPTHS, DEPTHS, DEPTHS[1:], dict.fromkeys(DTYPES, NAMES), DEPTHS, DEPTHS, True,
@@ -119,7 +120,7 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         general_sizes.append(programs.size(implementation, program, N))
     checkpoint = checkpoint_check.check(implementation, slow, step) if mode.checkpoint else None
     training = training_check.check(implementation, slow, step) if mode.training else None
-    benched = [bench.measure_case(implementation, case, mode.patience, step) for case in mode.bench]
+    benched = [bench.measure_case(implementation, case, mode.patience, mode.bench_seconds, step) for case in mode.bench]
     return {
         "name": name,
         "status": "ok",

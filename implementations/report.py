@@ -101,6 +101,7 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("numerics", table("numerics"))
         + section("sizes", figure("graph-size"), table("sizes"))
         + section("programs", figure("programs"), table("programs"))
+        + section("steps", table("steps"))
         + section("compile", figure("compile-time"), table("compile"))
         + section("run", figure("run-time"), table("run"))
         + section("worth", figure("worth"), table("worth"))
@@ -202,6 +203,11 @@ def _card(measured: Measured) -> str:
     if flat:
         count = f"{flat.low:,}" if flat.low == flat.high else f"{flat.low:,}–{flat.high:,}"
         facts.append(("rolled", count, f"{_unit(measured)}, from {flat.first} layers to {flat.last:,}"))
+    steps = bench_facts.steps(measured)
+    ratio = bench_facts.over(steps[0], "rolled", "unrolled") if steps else None
+    if ratio and not bench_facts.is_noisy(steps[0], "rolled", "unrolled"):
+        said = f"time of a training step, rolled against unrolled: {steps[0]['layer']}, {steps[0]['N']} layers"
+        facts.append(("", wording.times(ratio.median), said))
     compiled = summary.compared(measured, "compile_seconds")
     if compiled:
         gain = wording.times(1 / compiled.ratio.median)
@@ -211,10 +217,8 @@ def _card(measured: Measured) -> str:
         facts.append(("", wording.times(ran.ratio.median), f"run time, rolled against unrolled, {ran.n} layers"))
     near = bench_facts.nearest_memory(measured)
     if near:
-        row, ratio = near
-        facts.append(
-            ("", wording.times(ratio.median), f"the time of reading the weights once: {bench_facts.name(row)}")
-        )
+        said = f"the time of reading the weights once: {bench_facts.name(near[0])}"
+        facts.append(("", wording.times(near[1].median), said))
     worst = summary.worst(measured.get("numerics", ()))
     if worst:
         said = f"{wording.number(worst.get('ratio'))} of {worst.get('allowed', 0):g}"

@@ -25,6 +25,7 @@ def tables(results: Results) -> list[Table]:
         numerics(results),
         sizes(results),
         programs(results),
+        tables_bench.steps(results),
         compile_times(results),
         run_times(results),
         tables_bench.worth_it(results),

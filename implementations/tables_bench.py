@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from implementations import bench_facts, summary, wording, worth
 from implementations.bench_facts import LIMIT, NOISY, Row
 from implementations.summary import PROGRAMS, Results
 from implementations.table import NONE, Table
 
 TOO_NOISY = "too noisy"
+
+
+def steps(results: Results) -> Table:
+    """A training step of real layers: the rolled form, its twin, and what users do instead, each compiled from cold."""
+    rows, left_out, sizes = [], [], {}
+    for measured in summary.ran(results):
+        for row in bench_facts.steps(measured):
+            seconds = row["run_seconds"]
+            sizes[row["layer"]] = ", ".join(f"{k} {v}" for k, v in [("N", row["N"]), *row["sizes"].items()])
+            sizes[row["layer"]] += f", batch {row['batch']}"
+            for form in (form for form in seconds if form != LIMIT):
+                name = row["layer"].replace("_", " ") if form == "rolled" else ""
+                time = TOO_NOISY if bench_facts.is_noisy(row, form) else wording.seconds(median(seconds[form]))
+                compiled, rolled = (row["compile_seconds"][of][0] for of in (form, "rolled"))
+                ratios = _over(row, "rolled", form), f"{rolled / compiled:.2f}"
+                shown = (NONE, NONE) if form == "rolled" else ratios
+                rows.append([measured["name"], name, form, time, shown[0], wording.seconds(compiled), shown[1]])
+            left_out += [f"{measured['name']}, {row['layer']}, {form}: {why}" for form, why in row["skipped"].items()]
+    note = (
+        "A step: gradient and update of all parameters, median time; forms are timed in rounds of a random order. "
+        "Compile: what the first call of the gradient takes beyond the second, from cold. Ratios: rolled over the form "
+        "of the row, below 1 the scan takes less. ±: half the distance between the extremes of five parts of the "
+        f"rounds. {TOO_NOISY}: above {NOISY:.0%}, in the quietest of up to three tries. "
+        f"Sizes: {'; '.join(f'{layer} {said}' for layer, said in sizes.items())}; float32."
+    )
+    note += f" Not run: {'; '.join(left_out)}." if left_out else ""
+    columns = ("implementation", "layer", "form", "a step", "rolled\nover it", "compile", "rolled\nover it")
+    return Table("steps", "A training step, and what users do instead of a scan", columns, "lllrrrr", rows, note)
 
 
 def bench(results: Results) -> Table:
@@ -37,7 +67,7 @@ def bench(results: Results) -> Table:
 
 
 def _sizes(row: Row) -> str:
-    said = f"{row['sizes']['d']}, {row['N']}" + (f" ×{row['batch']}" if row["batch"] else "")
+    said = f"{bench_facts.width(row['sizes'])[1]}, {row['N']}" + (f" ×{row['batch']}" if row["batch"] else "")
     return said if row["dtype"] == "float32" else f"{said} {row['dtype']}"
 
 

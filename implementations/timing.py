@@ -48,6 +48,15 @@ def interleave(
     return seconds
 
 
+def first_call(run: Callable[[], Any], wait: Callable[[Any], Any]) -> float:
+    """Seconds of the first call beyond those of the second: what is traced and compiled."""
+    start = time.perf_counter()
+    wait(run())
+    first = time.perf_counter()
+    wait(run())
+    return 2 * first - start - time.perf_counter()
+
+
 def reader(implementation: Implementation, weights: Array) -> Callable[[], Any]:
     """The fastest of several ways to read the weights [N, d, d] once, the framework's own among them: the time that no
     stack can beat."""

@@ -1,9 +1,9 @@
 """The canonical layer stack: `jax.lax.scan`. The names and their order: `implementations/interface.py`."""
 
-from jax_scan.alternatives import ALTERNATIVES
+from jax_scan.alternatives import ALTERNATIVES, LAYER_ALTERNATIVES
 from jax_scan.autodiff import compile_gradient, gradient
 from jax_scan.decoding import decode, empty_cache
-from jax_scan.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
+from jax_scan.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
 from jax_scan.graph import UNITS, compile_seconds, graph_size, program_count
 from jax_scan.layers import LAYERS, init_layers
 from jax_scan.recipes import (
@@ -54,11 +54,13 @@ __all__ = [
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",
+    "LAYER_ALTERNATIVES",
     "UNITS",
     "graph_size",
     "compile_seconds",
     "program_count",
     "compile",
+    "cold",
     "from_numpy",
     "to_numpy",
     "as_leaf",

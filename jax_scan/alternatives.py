@@ -5,11 +5,17 @@ Each entry is (apply, compiler): how such a program is written, and how it is co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax import lax
 
 from jax_scan.edges import compile
 from jax_scan.layers import dense
+
+Layer = Callable[..., tuple[Any, Any]]
+Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
 
 
 def raw_scan(weights: jax.Array, x: jax.Array) -> jax.Array:
@@ -17,24 +23,34 @@ def raw_scan(weights: jax.Array, x: jax.Array) -> jax.Array:
     return lax.scan(lambda y, w: (w @ y, None), x, weights)[0]
 
 
-def fori_loop(weights: jax.Array, x: jax.Array) -> jax.Array:
-    """A counted loop that reads `weights[i]`: what scan does, with the reading left to the user."""
-    return lax.fori_loop(0, weights.shape[0], lambda i, y: dense(y, weights[i])[0], x)
+def fori_loop(layer: Layer) -> Stack:
+    """A counted loop that reads `params[i]`: what scan does, with the reading left to the user."""
+
+    def stack(params: Any, init: Any) -> Any:
+        num_layers = jax.tree.leaves(params)[0].shape[0]
+        return lax.fori_loop(
+            0, num_layers, lambda i, carry: layer(carry, jax.tree.map(lambda a: a[i], params))[0], init
+        )
+
+    return stack
 
 
-_compiled_layer = compile(lambda y, w: dense(y, w)[0])
-
-
-def compiled_layer(weights: jax.Array, x: jax.Array) -> jax.Array:
+def compiled_layer(layer: Layer) -> Stack:
     """One compiled layer, called N times from Python: constant compile time, N dispatches."""
-    y = x
-    for w in lax.split(weights, (1,) * weights.shape[0]):  # [1, d, d]
-        y = _compiled_layer(y, w[0])
-    return y
+    compiled = compile(lambda carry, params: layer(carry, params)[0])
+
+    def stack(params: Any, init: Any) -> Any:
+        arrays, tree = jax.tree.flatten(params)
+        carry = init
+        for parts in zip(*(lax.split(a, (1,) * a.shape[0]) for a in arrays), strict=True):  # [1, ...]
+            carry = compiled(carry, jax.tree.unflatten(tree, [part[0] for part in parts]))
+        return carry
+
+    return stack
 
 
+LAYER_ALTERNATIVES = {"fori_loop": (fori_loop, compile), "compiled layer": (compiled_layer, None)}
 ALTERNATIVES = {
     "raw scan": (raw_scan, compile),
-    "fori_loop": (fori_loop, compile),
-    "compiled layer": (compiled_layer, None),
+    **{name: (stack(dense), compiler) for name, (stack, compiler) in LAYER_ALTERNATIVES.items()},
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,13 @@ from reference import arguments, made_of
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` of the whole function."""
     return jax.jit(apply)
+
+
+@contextlib.contextmanager
+def cold() -> Iterator[None]:
+    """Within it nothing is found again that JAX keeps in memory."""
+    jax.clear_caches()
+    yield
 
 
 def from_numpy(array: np.ndarray) -> jax.Array:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import mmap
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,9 @@ import pytest
 from rich.console import Console
 
 from implementations import bench, bench_command, bench_facts, compare, figures, isolate, measure, report, tables, worth
+from implementations.programs import leaves, rebuilt
+from reference import layers
+from reference.shapes import PARAMS
 from tests.conftest import loaded
 from tests.synthetic import Page, bench_row, drawn, measured, page, printed, results
 
@@ -85,6 +89,37 @@ def test_what_was_left_out_is_a_dash_with_its_reason() -> None:
     assert "Not run" not in shown(rows_of(bench_row("forward")), "bench").note
 
 
+def test_a_training_step_is_the_first_timing_with_a_row_for_each_form() -> None:
+    compiled = {"rolled": [2.0], "unrolled": [8.0], "raw loop": [1.0], "other loop": [4.0]}
+    step = bench_row("training step", layer="mlp", d=256, N=8, batch=128, limit="product", compile_seconds=compiled)
+    missing = step | {"run_seconds": {**step["run_seconds"]}, "skipped": {"other loop": "raises ValueError"}}
+    del missing["run_seconds"]["other loop"]
+    found = rows_of(step)
+    table = shown(found, "steps")
+    assert "Sizes: mlp N 8, d 256, batch 128; float32." in table.note
+    assert [row[1] for row in table.rows] == ["mlp", "", "", ""]
+    assert [row[2:] for row in table.rows] == [
+        ["rolled", "1.25 ms", tables.NONE, "2 s", tables.NONE],
+        ["unrolled", "2.5 ms", "0.5", "8 s", "0.25"],
+        ["raw loop", "5 ms", "0.25", "1 s", "2.00"],
+        ["other loop", "1.5 ms", "0.833", "4 s", "0.50"],
+    ]
+    assert [row[3:5] for row in shown(rows_of(noisy(step, "unrolled")), "steps").rows][:2] == [
+        ["1.25 ms", tables.NONE],
+        ["too noisy", "too noisy"],
+    ]
+    assert len(shown(rows_of(missing), "steps").rows) == 3
+    assert "Not run: jax_scan, mlp, other loop: raises ValueError." in shown(rows_of(missing), "steps").note
+    assert not any(table.name == "bench" for table in tables.tables(found))  # it has no limit worth a line
+    everything = results()
+    everything["implementations"][0]["bench"].append(step)
+    timings = [
+        name for name in re.findall(r'<section id="([^"]*)"', page(everything)) if name in ("steps", "compile", "run")
+    ]
+    assert timings == ["steps", "compile", "run"]
+    assert "0.5×</dt><dd>time of a training step, rolled against unrolled: mlp, 8 layers" in page(everything)
+
+
 def test_alternatives_stand_beside_the_rolled_form() -> None:
     failed = bench_row("gradient", skipped={"raw loop": "raises ValueError"}, raw=None)
     found = rows_of(bench_row("forward"), bench_row("forward", d=64, N=256), failed)
@@ -118,8 +153,7 @@ def test_bench_fits_the_terminal_at_its_widest() -> None:
     for one in found["implementations"]:
         one["bench"] = [
             noisy(bench_row(program, layer=layer, batch=32, dtype="bfloat16", raw=1.296), "rolled", 0.24)
-            for program in ("forward", "training step")
-            for layer in ("dense", "transformer_encoder")
+            for layer, program in (("dense", "training step"), ("transformer_encoder", "gradient"))
         ]
     console = Console(width=100, file=(text := io.StringIO()), force_terminal=False)
     console.print(tables.renderable(shown(found, "bench")))
@@ -260,6 +294,9 @@ def test_no_law_is_about_one_layer() -> None:
 # What is measured
 
 
+STEP = bench.Case("mlp", 3, {"d": 8, "f": 16}, 4, "float32", "training step")
+
+
 @functools.cache
 def benched() -> dict[str, Any]:
     """jax_scan measured on small cases of every kind, quickly."""
@@ -269,12 +306,11 @@ def benched() -> dict[str, Any]:
         bench.Case("dense", 3, {"d": 8}, 0, "bfloat16", "forward"),
         bench.Case("dense", 3, {"d": 8}, 4, "float32", "forward"),
         bench.Case("transformer_encoder", 2, {"d": 8, "h": 2, "e": 4, "f": 16, "T": 5}, 2, "float32", "gradient"),
+        STEP,
     ]
     told: list[tuple[int, int]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "SECONDS", 0.01)
-        mode = measure.MODES["bench"]._replace(bench=tuple(small))
-        found = measure.measure("jax_scan", mode, lambda done, total, _: told.append((done, total)))
+    mode = measure.MODES["bench"]._replace(bench=tuple(small), bench_seconds=0.01)
+    found = measure.measure("jax_scan", mode, lambda done, total, _: told.append((done, total)))
     assert told == [(i, len(told)) for i in range(len(told))]
     return found
 
@@ -282,19 +318,24 @@ def benched() -> dict[str, Any]:
 def test_measured_rows_have_all_forms_and_their_shape() -> None:
     implementation = loaded("jax_scan")
     found = json.loads(json.dumps(benched()))  # plain data
-    forward, gradient, half, batch, encoder = found["bench"]
+    forward, gradient, half, batch, encoder, step = found["bench"]
     first = {"limit", "rolled", "unrolled"}
     raw = {name for name in implementation.ALTERNATIVES if name.startswith("raw ")}
     assert {*forward["run_seconds"], *forward["skipped"]} == first | set(implementation.ALTERNATIVES)
     assert {*gradient["run_seconds"], *gradient["skipped"]} == first | raw
     assert all(set(row["run_seconds"]) == first for row in (half, batch, encoder))
-    assert [row["limit"] for row in found["bench"]] == ["read"] * 3 + ["product"] * 2
+    assert (
+        set(step["run_seconds"])
+        == set(step["compile_seconds"]) | {"limit"}
+        == first | {*implementation.LAYER_ALTERNATIVES}
+    )
+    assert [row["limit"] for row in found["bench"]] == ["read"] * 3 + ["product"] * 3
     for row in found["bench"]:
         assert len({len(seconds) for seconds in row["run_seconds"].values()}) == 1
         assert min(second for seconds in row["run_seconds"].values() for second in seconds) > 0
         assert len(row["load"]) == 2
-    assert {len(seconds) for row in found["bench"] for seconds in row["compile_seconds"].values()} == {2}
-    timed = [set(row["compile_seconds"]) for row in found["bench"]]
+    assert {len(seconds) for row in found["bench"][:-1] for seconds in row["compile_seconds"].values()} == {2}
+    timed = [set(row["compile_seconds"]) for row in found["bench"][:-1]]
     assert timed == [{"rolled", "unrolled"}] * 2 + [set(), {"rolled", "unrolled"}, set()]
     assert [row["weights_bytes"] for row in found["bench"][:3]] == [3 * 64 * 4, 3 * 64 * 4, 3 * 64 * 2]
     assert encoder["weights_bytes"] == 2 * (4 * 8 * 8 + 2 * 8 * 16) * 4
@@ -324,6 +365,29 @@ def test_programs_of_the_bench_are_right() -> None:
             stepped = weights - bench.RATE * implementation.to_numpy(run["gradient"][1])
             np.testing.assert_allclose(implementation.to_numpy(run["training step"][0]), stepped, rtol=1e-6)
             assert np.abs(stepped - weights).max() > 0
+
+
+@pytest.mark.usefixtures("without_inductor")
+def test_a_training_step_is_the_same_in_every_form(implementation: Any) -> None:
+    """Of NumPy's gradient, by hand: rolled, unrolled, and what users do instead."""
+    posed = bench.problem(implementation, STEP)
+    stacked = [*map(implementation.to_numpy, posed.params)]
+    each = [rebuilt(PARAMS["mlp"], (array[i].astype(np.float64) for array in stacked)) for i in range(STEP.N)]
+    carries = [implementation.to_numpy(posed.x).astype(np.float64)]
+    for own in each:
+        carries.append(layers.mlp(carries[-1], own)[0])
+    gradients: list[Any] = []
+    dcarry = implementation.to_numpy(posed.cotangent).astype(np.float64)
+    for carry, own in zip(carries[-2::-1], each[::-1], strict=True):
+        dcarry, dparams = layers.mlp_vjp(carry, own, dcarry)
+        gradients.insert(0, dparams)
+    chosen = bench.forms(implementation, STEP, posed.mask)
+    assert set(chosen) == {"rolled", "unrolled", *implementation.LAYER_ALTERNATIVES}
+    for form, (apply, compiler) in chosen.items():
+        stepped = bench.program(implementation, STEP, apply, compiler, posed)()
+        for got, before, *after in zip(stepped, stacked, *map(leaves, gradients), strict=True):
+            moved = (before - implementation.to_numpy(got)) / bench.RATE
+            np.testing.assert_allclose(moved, np.stack(after), rtol=1e-4, atol=5e-4, err_msg=form)
 
 
 def fake(compile_seconds: Any) -> Any:
@@ -357,18 +421,17 @@ def fake(compile_seconds: Any) -> Any:
     return implementation
 
 
-def test_what_would_compile_for_long_is_left_out_and_what_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_compile_for_long_is_left_out_and_what_fails_is_said() -> None:
     def compile_seconds(form: str, N: int) -> float:
         return {"unrolled": 0.5 * N, "loop": 10.0}.get(form, 1.0)
 
-    monkeypatch.setattr(bench, "SECONDS", 0.01)
     case = bench.Case("dense", 256, {"d": 8}, 0, "float32", "forward")
-    row = bench.measure_case(fake(compile_seconds), case, 60.0, lambda _: None)
+    row = bench.measure_case(fake(compile_seconds), case, 60.0, 0.01, lambda _: None)
     # a loop compiles as long for 16 layers as for 8: it is not left out
     assert row["skipped"] == {"unrolled": "would compile for about 128 s", "raw loop": "raises ValueError"}
     assert set(row["run_seconds"]) == {"limit", "rolled", "loop", "eager"}
     assert row["compile_seconds"] == {"rolled": [1.0, 1.0]}
-    patient = bench.measure_case(fake(compile_seconds), case, 130.0, lambda _: None)
+    patient = bench.measure_case(fake(compile_seconds), case, 130.0, 0.01, lambda _: None)
     assert "unrolled" in patient["run_seconds"]
     assert patient["compile_seconds"] == {"rolled": [1.0, 1.0], "unrolled": [128.0, 128.0]}
 
@@ -376,15 +439,14 @@ def test_what_would_compile_for_long_is_left_out_and_what_fails_is_said(monkeypa
 def test_the_quietest_try_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     loud, calmer, quiet = (noisy(bench_row("forward"), "rolled", by)["run_seconds"] for by in (2.0, 0.6, 0.1))
 
-    def kept(*tries: dict[str, list[float]]) -> tuple[dict[str, list[float]], int]:
+    def kept(*tries: dict[str, list[float]], budget: float = 60.0) -> tuple[dict[str, list[float]], int]:
         monkeypatch.setattr(bench, "interleave", Mock(side_effect=tries))
-        return bench.quietest({}, lambda value: value)
+        return bench.quietest({}, lambda value: value, budget)
 
     assert kept(quiet, loud) == (quiet, 1)
     assert kept(loud, quiet, calmer) == (quiet, 2)
     assert kept(loud, calmer, loud, quiet) == (calmer, 3)
-    monkeypatch.setattr(bench, "SECONDS", 0.0)  # no time for another
-    assert kept(loud, quiet) == (loud, 1)
+    assert kept(loud, quiet, budget=0.0) == (loud, 1)  # no time for another
 
 
 def test_peak_of_the_process_is_what_a_call_adds() -> None:
@@ -403,8 +465,11 @@ def test_peak_of_the_process_is_what_a_call_adds() -> None:
 
 
 def test_cases_are_those_of_the_bench_and_of_a_full_run() -> None:
-    assert [name for name, mode in measure.MODES.items() if mode.bench] == ["full", "bench"]
-    assert len(bench.CASES) == len({(c.layer, c.N, c.sizes["d"], c.batch, c.dtype, c.program) for c in bench.CASES})
+    assert {name: len(mode.bench) for name, mode in measure.MODES.items() if len(mode.bench) != len(bench.CASES)} == {
+        "quick": 0, "default": 1,
+    }  # fmt: skip
+    assert {case.layer for case in bench.TRAINED} == {*PARAMS} - {"dense"}
+    assert len(bench.CASES) == len({(c.layer, c.N, *c.sizes.items(), c.batch, c.dtype, c.program) for c in bench.CASES})
     largest = max(case.N * case.sizes["d"] ** 2 * 4 for case in bench.CASES if case.layer == "dense")
     assert largest == bench.PEAK_BYTES
     assert bench_facts.NOISY == 0.15

@@ -1,9 +1,9 @@
 """The layer stack by `tf.while_loop`. The names and their order: `implementations/interface.py`."""
 
-from tf_while.alternatives import ALTERNATIVES
+from tf_while.alternatives import ALTERNATIVES, LAYER_ALTERNATIVES
 from tf_while.autodiff import compile_gradient, gradient
 from tf_while.decoding import decode, empty_cache
-from tf_while.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
+from tf_while.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
 from tf_while.graph import UNITS, compile_seconds, graph_size, program_count
 from tf_while.layers import LAYERS, init_layers
 from tf_while.recipes import (
@@ -54,11 +54,13 @@ __all__ = [
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",
+    "LAYER_ALTERNATIVES",
     "UNITS",
     "graph_size",
     "compile_seconds",
     "program_count",
     "compile",
+    "cold",
     "from_numpy",
     "to_numpy",
     "as_leaf",

@@ -5,11 +5,17 @@ Each entry is (apply, compiler): how such a program is written, and how it is co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from tf_while.edges import compile
 from tf_while.layers import dense
-from tf_while.stack import scan_apply_layers
+from tf_while.stack import scan_apply_layers, scan_layers
+
+Layer = Callable[..., tuple[Any, Any]]
+Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
 
 
 def raw_while_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -27,12 +33,38 @@ def graph_mode(apply):
     return tf.function(apply, autograph=False)
 
 
-def autograph_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """A Python `for` over a tensor, which AutoGraph turns into a while loop."""
-    y = x
-    for w in weights:
-        y, _ = dense(y, w)
-    return y
+def graph_mode_layers(layer: Layer) -> Stack:
+    """Our own loop, for `graph_mode`."""
+    return lambda params, init: scan_layers(layer, params, init)[0]
+
+
+def autograph_loop(layer: Layer) -> Stack:
+    """A Python `for` over a tensor, which AutoGraph turns into a while loop that reads `params[i]`."""
+
+    def stack(params: Any, init: Any) -> Any:
+        carry = init
+        for i in tf.range(tf.nest.flatten(params)[0].shape[0]):
+            carry, _ = layer(carry, tf.nest.map_structure(lambda a: a[i], params))  # noqa: B023
+        return carry
+
+    return tf.autograph.to_graph(stack)
+
+
+def keras_layers(layer: Layer) -> Stack:
+    """Keras layers called one after the other, as those of a model: for `graph_mode`, of size N."""
+    import keras  # takes a second, which nobody else needs
+
+    class Block(keras.Layer):
+        def call(self, carry: Any, params: Any) -> Any:
+            return layer(carry, params)[0]
+
+    def stack(params: Any, init: Any) -> Any:
+        carry = init
+        for parts in zip(*map(tf.unstack, tf.nest.flatten(params)), strict=True):
+            carry = Block()(carry, tf.nest.pack_sequence_as(params, parts))
+        return carry
+
+    return stack
 
 
 def foldl(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -40,9 +72,14 @@ def foldl(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.foldl(lambda y, w: dense(y, w)[0], weights, initializer=x)
 
 
+LAYER_ALTERNATIVES = {
+    "graph mode": (graph_mode_layers, graph_mode),
+    "AutoGraph loop": (autograph_loop, compile),
+    "Keras layers": (keras_layers, graph_mode),
+}
 ALTERNATIVES = {
     "raw while_loop": (raw_while_loop, compile),
     "graph mode": (scan_apply_layers, graph_mode),
-    "AutoGraph loop": (tf.autograph.to_graph(autograph_loop), compile),
+    "AutoGraph loop": (autograph_loop(dense), compile),
     "tf.foldl": (foldl, compile),
 }

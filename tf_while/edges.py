@@ -109,6 +109,12 @@ def stateful(graph: tf.Graph) -> Iterator[str]:
             yield operation
 
 
+@contextlib.contextmanager
+def cold() -> Iterator[None]:
+    """Within it nothing is found again that was compiled before: TensorFlow keeps nothing."""
+    yield
+
+
 def from_numpy(array: np.ndarray) -> tf.Tensor:
     """A tensor of the same shape, dtype and bytes, in memory of its own."""
     return tf.constant(array.copy())

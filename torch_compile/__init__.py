@@ -1,9 +1,9 @@
 """The layer stack by torch's scan operator. The names and their order: `implementations/interface.py`."""
 
-from torch_compile.alternatives import ALTERNATIVES
+from torch_compile.alternatives import ALTERNATIVES, LAYER_ALTERNATIVES
 from torch_compile.autodiff import compile_gradient, gradient
 from torch_compile.decoding import decode, empty_cache
-from torch_compile.edges import as_leaf, compile, from_numpy, settings, to_numpy, versions, wait
+from torch_compile.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
 from torch_compile.graph import UNITS, compile_seconds, graph_size, program_count
 from torch_compile.layers import LAYERS, init_layers
 from torch_compile.recipes import (
@@ -54,11 +54,13 @@ __all__ = [
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",
+    "LAYER_ALTERNATIVES",
     "UNITS",
     "graph_size",
     "compile_seconds",
     "program_count",
     "compile",
+    "cold",
     "from_numpy",
     "to_numpy",
     "as_leaf",

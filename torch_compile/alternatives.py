@@ -5,13 +5,19 @@ Each entry is (apply, compiler): how such a program is written, and how it is co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch._higher_order_ops.scan import scan
+from torch.utils import _pytree as pytree
 
 from torch_compile.edges import compile, compile_with
 from torch_compile.layers import dense
+
+Layer = Callable[..., tuple[Any, Any]]
+Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
 
 as_it_comes = partial(compile_with, {})  # as users call `torch.compile`
 
@@ -35,31 +41,33 @@ def while_loop(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.while_loop(lambda i, y: (i < weights.shape[0]).all(), body, (first, x))[1]
 
 
-_region = torch.compiler.nested_compile_region(lambda y, w: dense(y, w)[0])
-
-
-def nested_compile_region(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def nested_compile_region(layer: Layer) -> Stack:
     """One layer marked as a region: traced and compiled once, called N times in the graph."""
-    y = x
-    for w in weights.unbind():
-        y = _region(y, w)
-    return y
+    return _loop(torch.compiler.nested_compile_region(lambda carry, params: layer(carry, params)[0]))
 
 
-_compiled_layer = compile(lambda y, w: dense(y, w)[0])
-
-
-def compiled_layer(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def compiled_layer(layer: Layer) -> Stack:
     """One compiled layer, called N times from Python: constant compile time, N calls."""
-    y = x
-    for w in weights.unbind():
-        y = _compiled_layer(y, w)
-    return y
+    return _loop(compile(lambda carry, params: layer(carry, params)[0]))
 
 
+def _loop(called: Callable[[Any, Any], Any]) -> Stack:
+    def stack(params: Any, init: Any) -> Any:
+        arrays, tree = pytree.tree_flatten(params)
+        carry = init
+        for parts in zip(*(a.unbind() for a in arrays), strict=True):
+            carry = called(carry, pytree.tree_unflatten(parts, tree))
+        return carry
+
+    return stack
+
+
+LAYER_ALTERNATIVES = {
+    "nested_compile_region": (nested_compile_region, as_it_comes),
+    "compiled layer": (compiled_layer, None),
+}
 ALTERNATIVES = {
     "raw scan": (raw_scan, as_it_comes),
     "while_loop": (while_loop, as_it_comes),
-    "nested_compile_region": (nested_compile_region, as_it_comes),
-    "compiled layer": (compiled_layer, None),
+    **{name: (stack(dense), compiler) for name, (stack, compiler) in LAYER_ALTERNATIVES.items()},
 }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._inductor.utils import fresh_cache
 from torch.utils import _pytree as pytree
 
 from reference import arguments
@@ -40,6 +44,18 @@ def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable
         options=options if BACKEND == "inductor" else None,
         isolate_recompiles=True,
     )
+
+
+@contextlib.contextmanager
+def cold() -> Iterator[None]:
+    """Within it no file is found again that Inductor keeps; after it all are."""
+    kept = cache_dir()
+    with fresh_cache():
+        yield
+        with contextlib.suppress(
+            shutil.Error
+        ):  # some are there already. Who compiles the same program to run it, need not wait
+            shutil.copytree(cache_dir(), kept, copy_function=os.link, dirs_exist_ok=True)
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:

@@ -7,12 +7,10 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_faq.html
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -21,13 +19,11 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.utils import counters
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.utils import fresh_cache
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
 from torch_compile.autodiff import Apply, gradient
-from torch_compile.edges import OPTIONS, compile
+from torch_compile.edges import OPTIONS, cold, compile
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
@@ -81,8 +77,8 @@ def compile_seconds(
     apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, times: int = 1
 ) -> list[float]:
     """Seconds to trace and compile, the first call less the second: from cold, then with the files Inductor keeps."""
-    seconds, kept = [], cache_dir()
-    with fresh_cache():
+    seconds = []
+    with cold():
         for _ in range(times):
             program = compile(_fresh(apply))
             start = time.perf_counter()
@@ -90,8 +86,6 @@ def compile_seconds(
             first = time.perf_counter()
             _run(program, args, cotangent)
             seconds.append(2 * first - start - time.perf_counter())
-        with suppress(shutil.Error):  # some are there already. Who compiles the same program to run it, need not wait
-            shutil.copytree(cache_dir(), kept, copy_function=os.link, dirs_exist_ok=True)
     return seconds
 
 
@@ -104,7 +98,7 @@ def _run(program: Apply, args: tuple[torch.Tensor, ...], cotangent: torch.Tensor
     return program(*args) if cotangent is None else gradient(program)(*args, cotangent)
 
 
-def _fresh(apply: Callable[..., Any]) -> Callable[..., Any]:
+def _fresh(apply: Apply) -> Apply:
     return lambda *args: apply(*args)  # of its own each time, so that nothing compiled before is found again
 
 
