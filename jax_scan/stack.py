@@ -55,7 +55,7 @@ def _scan(weights: jax.Array, x: jax.Array) -> jax.Array:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
     # - the body returns a pair (new_carry, y) even when there is no per-layer output: `dense` returns y = None.
-    if len(weights) == 0:  # under jax.disable_jit lax.scan does not know what ys would be
+    if weights.shape[0] == 0:  # under jax.disable_jit lax.scan does not know what ys would be
         return x.copy()
     with jax.named_scope("scan_layers"):  # the name of the stack in a profile
         y, _ = lax.scan(dense, x, weights)

@@ -99,6 +99,27 @@ def test_gradients_of_large_activations_are_finite(implementation, name):
 
 
 @pytest.mark.parametrize("dtype", HALF)
+def test_a_product_is_rounded_once(implementation, dtype):
+    """Sums of 256 terms, of whole numbers and a half, exact in float32: the nearest number of the dtype, as it is
+    returned. A sum in half precision, or one that is cut off, is another."""
+    rng = np.random.default_rng(0)
+    bias, down = rng.integers(-4, 5, 256), rng.integers(-8, 9, (1, 256, 3)) + 0.5
+    h = np.where(bias > 0, 64.0 * bias, -64.0)  # so large that the activation is 0 or what it was
+    zero = np.zeros((1, 3))
+    params = {
+        "norm": {"scale": zero, "bias": zero},
+        "up": {"w": np.zeros((1, 3, 256)), "bias": h[None]},
+        "down": {"w": down, "bias": zero},
+    }
+    given = as_dtype((tree_map(np.float32, params), np.zeros(3, np.float32)), HALF[dtype])
+    carry, _ = to_numpy(
+        implementation, implementation.scan_layers(implementation.LAYERS["mlp"], *from_numpy(implementation, given))
+    )
+    exact = (np.maximum(h, 0) @ down[0]).astype(np.float32)
+    assert carry.tolist() == exact.astype(HALF[dtype]).tolist()
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def test_scores_of_attention_larger_than_float16(implementation, dtype):
     """Queries and keys of which the products are 90000 and more, masked ones beside them."""
     params, carry = large("transformer_encoder", 1.0)

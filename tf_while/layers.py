@@ -3,7 +3,7 @@
 Line-parallel with `reference/layers.py` and with the other frameworks' `layers.py`. What frameworks choose differently
 by default (precision, eps, flavours) is explicit in every layer. Shapes are checked, in the words of
 `reference/shapes.py`; those of `dense` by its stack.
-Source: https://www.tensorflow.org/api_docs/python/tf/einsum (TensorFlow itself has no fused attention)
+Source: https://www.tensorflow.org/api_docs/python/tf/einsum (of attention; TensorFlow itself has no fused one)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tf_while.edges import as_leaf
 
 def dense(carry: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, None]:
     """One dense layer, no activation: `w @ carry`, with carry [d], w [d, d]; no per-layer output."""
-    return tf.linalg.matvec(w, carry), None  # [d]
+    return tf.cast(tf.linalg.matvec(whole(w), whole(carry)), carry.dtype), None  # [d]
 
 
 def mlp(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, None]:
@@ -31,11 +31,11 @@ def mlp(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, None]:
     """
     shapes.check(as_leaf, "mlp", carry, params)
     h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
-    h = tf.tensordot(h, params["up"]["w"], 1) + params["up"]["bias"]  # [..., f]; tf.matmul takes no vectors
+    h = _product(h, params["up"]["w"]) + params["up"]["bias"]  # [..., f]
     # gelu in the tanh form. That of tf.nn has a constant rounded to float32 in it, in float64 too.
     h = wide(h)
     h = tf.cast(0.5 * h * (1 + tf.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h * h * h))), carry.dtype)
-    h = tf.tensordot(h, params["down"]["w"], 1) + params["down"]["bias"]  # [..., d]
+    h = _product(h, params["down"]["w"]) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
 
@@ -48,12 +48,13 @@ def transformer_encoder(carry: dict[str, tf.Tensor], params: dict[str, Any]) -> 
     """
     shapes.check(as_leaf, "transformer_encoder", carry, params)
     x, mask = carry["x"], carry["mask"]
-    q, k, v = (_heads(x, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
+    q, k, v = (_product(x, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
-    x = _layer_norm(x + _merge(a, params["out"]["w"]) + params["out"]["bias"], params["norm1"], EPS_BERT)
-    h = tf.tensordot(x, params["up"]["w"], 1) + params["up"]["bias"]  # [B, T, f]
-    h = tf.cast(0.5 * wide(h) * (1 + tf.math.erf(wide(h) / math.sqrt(2))), x.dtype)  # gelu in the exact form
-    h = tf.tensordot(h, params["down"]["w"], 1) + params["down"]["bias"]  # [B, T, d]
+    x = _layer_norm(x + _product(a, params["out"]["w"], 2) + params["out"]["bias"], params["norm1"], EPS_BERT)
+    h = _product(x, params["up"]["w"]) + params["up"]["bias"]  # [B, T, f]
+    # gelu in the exact form. Of 1 + erf the last bits alone are left where h is negative, and XLA's erf has wrong ones.
+    h = tf.cast(0.5 * wide(h) * tf.math.erfc(-wide(h) / math.sqrt(2)), x.dtype)
+    h = _product(h, params["down"]["w"]) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
 
@@ -126,16 +127,16 @@ def queries_keys_values(x: tf.Tensor, params: dict[str, Any], positions: tf.Tens
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
     shapes.check(as_leaf, "transformer_decoder", x, params)
     n = rms_norm(x, params["norm1"])
-    q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
-    return q, k, _heads(n, params["value"]["w"])
+    q, k = (_rotate(_product(n, params[name]["w"]), positions) for name in ("query", "key"))
+    return q, k, _product(n, params["value"]["w"])
 
 
 def finish(x: tf.Tensor, params: dict[str, Any], a: tf.Tensor) -> tf.Tensor:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
-    x = x + _merge(a, params["out"]["w"])  # [B, T, d]
+    x = x + _product(a, params["out"]["w"], 2)  # [B, T, d]
     n = rms_norm(x, params["norm2"])
-    gate, up = (tf.tensordot(n, params[name]["w"], 1) for name in ("gate", "up"))  # [B, T, f]
-    return x + tf.tensordot(gate * tf.sigmoid(gate) * up, params["down"]["w"], 1)
+    gate, up = (_product(n, params[name]["w"]) for name in ("gate", "up"))  # [B, T, f]
+    return x + _product(gate * tf.sigmoid(gate) * up, params["down"]["w"])
 
 
 def causal(of: tf.Tensor, sees: tf.Tensor, window: tf.Tensor | None = None) -> tf.Tensor:
@@ -162,12 +163,15 @@ def wide(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
-def _heads(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    return tf.einsum("btd,dhe->bthe", x, w)
+def whole(x: tf.Tensor) -> tf.Tensor:
+    """x as it goes into a product. On a CPU TensorFlow sums half precision in half precision, or cuts bfloat16 off
+    where it should round, and which of them depends on the processor."""
+    return x if tf.config.list_physical_devices("GPU") else wide(x)
 
 
-def _merge(a: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    return tf.einsum("bthe,hed->btd", a, w)
+def _product(x: tf.Tensor, w: tf.Tensor, axes: int = 1) -> tf.Tensor:
+    """Over the last axes of x and the first of w. tf.matmul takes no vectors."""
+    return tf.cast(tf.tensordot(whole(x), whole(w), axes), x.dtype)
 
 
 def _rotate(q: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
@@ -200,4 +204,4 @@ def _batch_norm(x: tf.Tensor, params: dict[str, tf.Tensor]) -> tuple[tf.Tensor, 
 
 
 def _conv(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    return tf.nn.conv2d(x, w, 1, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    return tf.cast(tf.nn.conv2d(whole(x), whole(w), 1, [[0, 0], [1, 1], [1, 1], [0, 0]]), x.dtype)

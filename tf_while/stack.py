@@ -58,7 +58,7 @@ def _scan(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     # - the body returns a pair (new_carry, y) even when there is no per-layer output: no ys.
     def body(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
         (y,), (w,) = carry, slices
-        return [tf.linalg.matvec(w, y)], []
+        return [dense(y, w)[0]], []
 
     with tf.name_scope("scan_layers"):  # the name of the stack in a profile
         # `tf.while_loop` (primitive.py), in a loop each way (loops.py): its own gradient takes time N * N.
