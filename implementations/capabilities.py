@@ -1,10 +1,11 @@
-"""What an implementation can and cannot do yet: one table for the tests, the report and the README.
+"""What an implementation can and cannot do yet: one table for the tests, the report and the READMEs.
 
 A `No` names the exception that the attempt raises, so a test runs it and an upstream fix turns the test red.
 Exceptions are dotted names: nothing here imports a framework.
 
-    python -m implementations capabilities            rewrite the block in README.md
-    python -m implementations capabilities --check    fail if the block is stale
+    python -m implementations capabilities            rewrite the blocks: README.md has the rows that differ,
+                                                      implementations/README.md has all
+    python -m implementations capabilities --check    fail if a block is stale
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple, TypeAlias
 from implementations import NAMES, files
 
 BEGIN, END = "<!-- capabilities -->", "<!-- /capabilities -->"
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Yes(NamedTuple):
-    note: str = ""  # shown as yes* with a footnote
+    note: str = ""  # shown as yes* with a footnote in the report
     link: str = ""
 
 
@@ -44,7 +45,7 @@ JAX, TORCH, TF = "jax 0.10.2", "torch 2.13.0", "tensorflow 2.21.0"
 TORCH_ISSUES = "https://github.com/pytorch/pytorch/issues/"
 TF_FORWARD = "https://www.tensorflow.org/api_docs/python/tf/autodiff/ForwardAccumulator"
 
-JAX_STATIC = NotApplicable("jax_scan: shapes are static: one program for each N, all of one size")
+JAX_STATIC = NotApplicable("shapes are static: one program for each N, all of one size")
 XLA_BFLOAT16 = (
     "XLA on the CPU makes a float32 copy of the whole stack, twice its size, before the loop; not of float16",
     "https://github.com/openxla/xla/blob/main/xla/service/cpu/cpu_compiler.cc",  # FloatNormalization
@@ -67,9 +68,9 @@ TORCH_AUTOCAST = No(
     "builtins.RuntimeError",
     TORCH,
 )
-TORCH_EXPORT = NotApplicable("torch_compile, tf_while: the program that serves all N needs no export")
+TORCH_EXPORT = NotApplicable("the program that serves all N needs no export")
 TF_EXPORT = TORCH_EXPORT
-JAX_AUTOCAST = NotApplicable("jax_scan, tf_while: the framework has no autocast; cast_params casts in sight")
+JAX_AUTOCAST = NotApplicable("the framework has no autocast; cast_params casts in sight")
 TF_AUTOCAST = JAX_AUTOCAST
 TF_ZEROS = Yes("where each stacked array has 1000 elements or more: the zeros of fewer are one operation, not two")
 TF_STATIC = Yes("under XLA only where N is static")
@@ -157,7 +158,7 @@ def matrix(unmeasured: Mapping[str, str] = MappingProxyType({})) -> dict[str, An
         if name in unmeasured:
             return unmeasured[name]
         if isinstance(state, NotApplicable):
-            return f"n/a [{notes.setdefault((state.reason, ''), len(notes) + 1)}]"
+            return f"n/a [{notes.setdefault((f'{name}: {state.reason}', ''), len(notes) + 1)}]"
         if isinstance(state, No):
             text = f"{name}: {state.reason} (seen with {state.checked})"
             return f"no [{notes.setdefault((text, state.link), len(notes) + 1)}]"
@@ -172,37 +173,47 @@ def matrix(unmeasured: Mapping[str, str] = MappingProxyType({})) -> dict[str, An
     return {"names": list(NAMES), "rows": rows, "notes": [{"text": text, "link": link} for text, link in notes]}
 
 
-def matrix_markdown() -> str:
-    """The README's block, markers excluded."""
-    plain: Mapping[str, Any] = matrix()
-    lines = [f"| | {' | '.join(f'`{name}`' for name in plain['names'])} |", "|---|" + "---|" * len(plain["names"])]
-    lines += [f"| {row['capability']} | {' | '.join(row['states'])} |" for row in plain["rows"]]
-    lines.append("")
-    for number, note in enumerate(plain["notes"], 1):
-        lines.append(f"{number}. {note['text']}" + (f": <{note['link']}>" if note["link"] else ""))
+def in_words(state: State) -> str:
+    """A state with its reason and its link, in Markdown."""
+    if isinstance(state, NotApplicable):
+        return f"n/a: {state.reason}"
+    if isinstance(state, No):
+        return f"**no**: {state.reason} ([{state.checked}]({state.link}))"
+    link = f" ([more]({state.link}))" if state.link else ""
+    return f"yes, {state.note}{link}" if state.note else "yes"
+
+
+def table(whole: bool) -> str:
+    """The table in Markdown: the whole of it, or the rows that are not yes everywhere."""
+    lines = [f"| | {' | '.join(f'`{name}`' for name in NAMES)} |", "|---|" + "---|" * len(NAMES)]
+    for capability, states in TABLE.items():
+        if whole or any(state != Yes() for state in states):
+            lines.append(f"| {capability} | {' | '.join(map(in_words, states))} |")
     return "\n".join(lines)
 
 
-def rewritten(text: str) -> str:
+def rewritten(text: str, whole: bool) -> str:
     """`text` with a fresh block between the two markers; ValueError where they are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"expected a block between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{matrix_markdown()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table(whole)}\n{END}{after}"
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m implementations capabilities", description="Rewrite the capability matrix in README.md."
+        prog="python -m implementations capabilities", description="Rewrite the capability tables of the READMEs."
     )
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the block is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
     options = parser.parse_args(arguments)
-    text = README.read_text(encoding="utf-8")
-    fresh = rewritten(text)
-    if options.check:
-        if fresh != text:
-            print("README.md: the capability matrix is stale: python -m implementations capabilities")
-        return int(fresh != text)
-    files.replace(README, fresh)
-    return 0
+    stale = 0
+    for path, whole in ((ROOT / "README.md", False), (ROOT / "implementations" / "README.md", True)):
+        text = path.read_text(encoding="utf-8")
+        fresh = rewritten(text, whole)
+        if options.check and fresh != text:
+            print(f"{path.relative_to(ROOT)}: the table is stale: python -m implementations capabilities")
+            stale = 1
+        elif not options.check:
+            files.replace(path, fresh)
+    return stale

@@ -1,4 +1,4 @@
-"""What the README shows is what runs: its blocks of code, and every piece of code in its table of three languages."""
+"""What the READMEs show is what runs: their blocks of code, and every piece of code in the table of three languages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tests.dialect import from_numpy, ops, pullback
 from tests.probes import STEP, TX, B, N, W, X, assert_close, quick_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))}
+README = TEXTS[ROOT / "README.md"]
+BLOCKS = [code for text in TEXTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 WEIGHTS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32)
 START = np.array([3, 4], np.float32)
 FIRST = {"jax_scan": "lax.scan(l", "torch_compile": "y.new_empty(0)", "tf_while": "tf.while_loop("}  # words of a block
@@ -353,9 +354,23 @@ def evaluate_tf(code, names, what):
     return eval(code, names)
 
 
-def test_links_and_targets_exist():
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.parent.name)
+def test_links_and_targets_exist(path):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", TEXTS[path]):
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), target
+        headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], target
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE):
+    for target in re.findall(r"(?:^|`)make (\w+)", TEXTS[path], re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_it_is_read_in_one_sitting():
+    """Its own length, and those of the files that it sends a reader to."""
+    assert len(README.splitlines()) <= 260
+    order = README.partition("## Read in this order")[2].partition("##")[0]
+    lengths = re.findall(r"\]\(([\w/]+\.py)\)\s+\((\d+)(?: lines)?\)", order)
+    assert len(lengths) == 12
+    assert lengths == [(path, str(len((ROOT / path).read_text().splitlines()))) for path, _ in lengths]

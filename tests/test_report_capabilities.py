@@ -36,17 +36,21 @@ def test_every_note_of_the_matrix_is_referred_to() -> None:
     assert cells <= {"yes", "yes*", "no", "n/a"}
 
 
-def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{capabilities.BEGIN}\nold\n{capabilities.END}\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(capabilities, "README", path)
+def test_blocks_of_the_readmes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, whole = tmp_path / "README.md", tmp_path / "implementations" / "README.md"
+    whole.parent.mkdir()
+    for path in (short, whole):
+        path.write_text(f"before\n{capabilities.BEGIN}\nold\n{capabilities.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(capabilities, "ROOT", tmp_path)
     assert capabilities.main(["--check"]) == 1
-    assert "old" in path.read_text(encoding="utf-8")
+    assert "old" in short.read_text(encoding="utf-8")
     assert capabilities.main([]) == 0
     assert capabilities.main(["--check"]) == 0
-    text = path.read_text(encoding="utf-8")
+    text = short.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert capabilities.matrix_markdown() in text
+    assert "| yes | yes | yes |" not in text
+    assert "| remat=True | yes | yes | yes |" in whole.read_text(encoding="utf-8")
+    assert set(text.splitlines()) < set(whole.read_text(encoding="utf-8").splitlines())
     with pytest.raises(ValueError, match="expected a block between"):
-        capabilities.rewritten("no markers")
+        capabilities.rewritten("no markers", True)
