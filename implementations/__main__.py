@@ -8,11 +8,11 @@ import sys
 # By name: what draws the figures of a comparison takes half a second and 40 MB, which other commands do without.
 COMMANDS = {
     "compare": "implementations.compare:main",
-    "bench": "implementations.bench_command:main",
+    "bench": "implementations.measuring.bench_command:main",
     "capabilities": "implementations.capabilities:main",
-    "embed": "implementations.embed_command:main",
-    "stack-checkpoint": "implementations.checkpoint_command:stack_main",
-    "unstack-checkpoint": "implementations.checkpoint_command:unstack_main",
+    "embed": "implementations.minilm.embed_command:main",
+    "stack-checkpoint": "implementations.checkpoints.checkpoint_command:stack_main",
+    "unstack-checkpoint": "implementations.checkpoints.checkpoint_command:unstack_main",
 }
 
 

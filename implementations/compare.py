@@ -19,16 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from implementations import NAMES, capabilities, deviations, figures, files, isolate, report, tables, training_check
-from implementations.isolate import ROOT, Report
+from implementations import NAMES, capabilities, files, progress
+from implementations.measuring import isolate, training_check
+from implementations.measuring.isolate import ROOT
+from implementations.report import figures, html, tables
+from implementations.results import deviations
 
 # Set by the user, and numbers depend on them.
 ENVIRONMENT = (
@@ -138,14 +140,14 @@ def compare(options: argparse.Namespace) -> int:
     known = provenance(options, names if asked_for else ())
     arguments = ["--mode", options.mode, *(["--depths", _comma(options.depths)] if options.depths else [])]
     measured = []
-    with progress(names) as report_of:
+    with progress.of_each(names) as report_of:
         for name in names:
             found = isolate.measure(name, arguments, options.timeout, report_of(name))
             measured.append({**found, "asked_for": bool(asked_for)})
     trained = training_check.right() if any(found.get("training") for found in measured) else None
     results = merge(options.mode, known, measured, time.monotonic() - began, trained)
     drawn = figures.figures(results)
-    page = report.page(results, drawn)
+    page = html.page(results, drawn)
 
     console = Console()
     console = Console(width=min(console.width, 100) if console.is_terminal else 100)
@@ -262,33 +264,3 @@ def _commit() -> str:
         return git("rev-parse", "--short", "HEAD") + (", with changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "none"
-
-
-@contextlib.contextmanager
-def progress(names: Sequence[str]) -> Iterator[Callable[[str], Report]]:
-    """On a terminal a bar for each implementation, elsewhere a line now and then; on stderr: stdout has the tables."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("[dim]{task.fields[what]}"), console=console) as shown:
-        tasks = {name: shown.add_task(name, total=1, start=False, what="") for name in names}
-        yield lambda name: _bar(shown, tasks[name])
-
-
-def _bar(shown: Progress, task: TaskID) -> Report:
-    shown.start_task(task)
-    return lambda done, total, what: shown.update(task, completed=done, total=total, what=what)
-
-
-def _lines(name: str) -> Report:
-    last = 0.0
-
-    def tell(done: int, total: int, what: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > 5 or done == total:
-            last = time.monotonic()
-            print(f"{name}: {done}/{total} {what}", file=sys.stderr, flush=True)
-
-    return tell

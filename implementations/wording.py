@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from implementations.summary import Spread
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """A median between what is low and what is high: quartiles, or extremes of parts."""
+
+    median: float
+    low: float
+    high: float
 
 
 def number(value: float | None) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from implementations import NAMES, compare, figures, report, tables
+from implementations import NAMES, compare
+from implementations.report import figures, html, tables
 
 DEPTHS, UNROLLED_DEPTHS = (2, 3, 8, 64, 512, 1024), (2, 3, 8, 64)
 QUANTITIES = ("y", "dweights", "dx")
@@ -188,7 +189,7 @@ def drawn() -> dict[str, figures.Figure]:
 
 def page(found: dict[str, Any]) -> str:
     """The page without its figures."""
-    return report.page(found, {})
+    return html.page(found, {})
 
 
 def printed(found: dict[str, Any], width: int = 100) -> str:

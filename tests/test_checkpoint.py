@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implementations import checkpoint
-from implementations.checkpoint import stack_names
+from implementations.checkpoints import checkpoint
+from implementations.checkpoints.checkpoint import stack_names
 from reference.arguments import leaves
 from tests.checkpoints import DTYPES, as_bytes, assert_refused, random_array, stacked_bytes, zeros
 

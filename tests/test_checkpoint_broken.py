@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from implementations.checkpoint_files import stack_file, unstack_file
+from implementations.checkpoints.checkpoint_files import stack_file, unstack_file
 from tests.checkpoints import DTYPES
 
 

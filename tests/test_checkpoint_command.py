@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from implementations import __main__ as entry
-from implementations import checkpoint_command
+from implementations.checkpoints import checkpoint_command
 from tests.checkpoints import header
 
 ROOT = Path(__file__).resolve().parents[1]

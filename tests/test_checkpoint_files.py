@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, deserialize, safe_open, serialize
 from safetensors.numpy import save
 
-from implementations import checkpoint_files, safetensors_files
+from implementations.checkpoints import checkpoint_files, safetensors_files
 from tests.checkpoints import DTYPES, checkpoint, header, random_array, stacks_of
 
 stack_file: Any = checkpoint_files.stack_file
@@ -341,7 +341,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from safetensors.numpy import load_file, save_file
-from implementations.checkpoint_files import stack_file, unstack_file
+from implementations.checkpoints.checkpoint_files import stack_file, unstack_file
 
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implementations import checkpoint, layer_names
+from implementations.checkpoints import checkpoint, layer_names
 from tests.checkpoints import DTYPES, as_bytes, assert_refused, random_array, stacks_of, zeros
 from tests.checkpoints import checkpoint as some_checkpoint
 

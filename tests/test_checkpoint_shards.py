@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from implementations.checkpoint_files import stack_file, unstack_file
+from implementations.checkpoints.checkpoint_files import stack_file, unstack_file
 from tests.checkpoints import assert_refused, checkpoint
 
 INDEX = "model.safetensors.index.json"

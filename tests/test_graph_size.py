@@ -13,7 +13,7 @@ from itertools import product
 import pytest
 
 from implementations import load
-from implementations.measure import D, problem
+from implementations.measuring.measure import D, problem
 from tests.conftest import loaded
 from tests.laws import assert_constant, assert_grows
 

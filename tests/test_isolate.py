@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from implementations import isolate
+from implementations.measuring import isolate
 
 
 def child(script: str, timeout: float = 30.0) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:

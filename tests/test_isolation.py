@@ -50,7 +50,8 @@ def source(*path):
 
 
 def sources(folder):
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / folder).glob("*.py"))}
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return {path.relative_to(ROOT / folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
 def python(code):
@@ -84,10 +85,48 @@ def test_a_folder_needs_no_framework_but_its_own(name):
     assert python(BLOCK.format(blocked=others) + loads).split() == [REQUIRES[name]]
 
 
+# What a process has traced and set, around an import: a number and the settings that differ, which print.
+WATCH = {
+    "jax_scan": """
+import jax
+told = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: told.append(event))
+before = dict(jax.config.values)
+import jax_scan
+print(len(told), *(name for name in before if jax.config.values[name] != before[name]))
+""",
+    "torch_compile": """
+import torch._dynamo, torch._functorch.config, torch._inductor.config
+from torch._dynamo.utils import counters
+configs = torch._dynamo.config, torch._functorch.config, torch._inductor.config
+before = [config.get_config_copy() for config in configs]
+import torch_compile
+after = [config.get_config_copy() for config in configs]
+print(sum(counters["stats"].values()), *(k for a, b in zip(before, after) for k in a if a[k] != b[k]))
+""",
+    "tf_while": """
+import tensorflow as tf
+from tensorflow.python.framework import func_graph
+from unittest.mock import patch
+with patch.object(func_graph.FuncGraph, "__init__") as graphs, patch.object(tf.autograph, "to_graph") as conversions:
+    import tf_while
+print(graphs.call_count + conversions.call_count)
+""",
+}
+SETS = {"jax_scan": "0", "torch_compile": "0 donated_buffer", "tf_while": "0"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importing_a_folder_traces_nothing_and_sets_what_is_documented_alone(name):
+    loaded(name)
+    assert python(WATCH[name]).strip() == SETS[name]
+
+
 def test_reference_and_implementations_import_no_framework():
     folders = ("reference", "implementations")
-    modules = [f"{folder}.{file[:-3]}" for folder in folders for file in sources(folder) if not file.startswith("__")]
-    assert "implementations.measure" in modules
+    files = [f"{folder}/{file}" for folder in folders for file in sources(folder) if "__" not in file]
+    modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+    assert "implementations.measuring.measure" in modules
     assert python(f"import sys, {', '.join(modules)}\nprint(*sys.modules.keys() & {set(FRAMEWORKS)})").split() == []
 
 
@@ -105,6 +144,43 @@ def test_the_reader_of_imports_sees_them():
     """The control of the tests below."""
     text = "import a.b as c\ndef f():\n    from reference import arguments, stack\n"
     assert list(imported(text)) == [("a.b", ()), ("reference", ("arguments", "stack"))]
+
+
+# The rooms of the comparison, lowest first; "" is what stands at the door, below all of them but for TOP.
+ROOMS = "", "results", "checkpoints", "report", "minilm", "measuring", "top"
+TOP = {"compare.py", "__main__.py", "measuring/bench_command.py"}  # commands, which put the rooms together
+
+
+def room(file):
+    return "top" if file in TOP else file.rpartition("/")[0]
+
+
+def below(text, files):
+    """Those of the files of the comparison that a file imports."""
+    for module, names in imported(text):
+        if module.split(".")[0] == "implementations":
+            for path in (module, *(f"{module}.{name}" for name in names)):
+                file = path.removeprefix("implementations").lstrip(".").replace(".", "/") + ".py"
+                if file in files:
+                    yield file
+
+
+def test_arrows_between_the_rooms_run_down_only():
+    files = sources("implementations")
+    assert {room(file) for file in files} == {*ROOMS}
+    arrows = [(file, other) for file, text in files.items() for other in below(text, files)]
+    assert len(arrows) > 100
+    up = [(a, b) for a, b in arrows if room(a) != room(b) and ROOMS.index(room(a)) < ROOMS.index(room(b))]
+    assert not up
+
+
+def test_imports_of_the_comparison_make_no_circle():
+    files = sources("implementations")
+    arrows = {file: {*below(text, files)} for file, text in files.items()}
+    while leaves := [file for file, others in arrows.items() if not others & arrows.keys()]:
+        for file in leaves:
+            del arrows[file]
+    assert not arrows
 
 
 def is_of_words(module, names):

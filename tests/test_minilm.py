@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from implementations import checkpoint_check, deviations, embed_command, minilm
 from implementations.interface import LEVELS
-from implementations.sentences import PAIRS, SENTENCES
+from implementations.minilm import checkpoint_check, embed_command, model
+from implementations.minilm.sentences import PAIRS, SENTENCES
+from implementations.results import deviations
 from reference import layers
 from reference.layers import transformer_encoder
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
 
 try:
-    FOLDER = minilm.folder()
+    FOLDER = model.folder()
 except ModuleNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -51,7 +52,7 @@ def said(hidden, sentences=FEW, **change):
 
 
 def test_tokens_stand_between_two_marks_and_padding_is_not_among_them():
-    ids, mask, truncated = minilm.tokenize(["Hello, world!", "", "hello WORLD"])
+    ids, mask, truncated = model.tokenize(["Hello, world!", "", "hello WORLD"])
     assert ids.tolist() == [[101, 7592, 1010, 2088, 999, 102], [101, 102, 0, 0, 0, 0], [101, 7592, 2088, 102, 0, 0]]
     assert mask.tolist() == [[True] * 6, [True] * 2 + [False] * 4, [True] * 4 + [False] * 2]
     assert truncated == (False, False, False)
@@ -60,11 +61,11 @@ def test_tokens_stand_between_two_marks_and_padding_is_not_among_them():
 
 
 def test_a_sentence_that_is_too_long_loses_its_end_and_that_is_said():
-    ids, mask, truncated = minilm.tokenize(["one two three four", "one two three", "one"], 5)
+    ids, mask, truncated = model.tokenize(["one two three four", "one two three", "one"], 5)
     assert truncated == (True, False, False)
     assert ids[0].tolist() == ids[1].tolist() == [101, *ids[0, 1:4], 102]
     assert mask.sum(1).tolist() == [5, 5, 3]
-    assert minilm.tokenize(["word " * 300]).ids.shape == (1, 256)
+    assert model.tokenize(["word " * 300]).ids.shape == (1, 256)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +81,11 @@ def test_a_sentence_that_is_too_long_loses_its_end_and_that_is_said():
 )
 def test_wrong_sentences_are_refused(sentences, max_length, error, words):
     with pytest.raises(error, match=f"^{words}$"):
-        minilm.tokenize(sentences, max_length)
+        model.tokenize(sentences, max_length)
 
 
 def test_sentences_are_what_they_are_for():
-    lengths = minilm.tokenize(SENTENCES).mask.sum(1)
+    lengths = model.tokenize(SENTENCES).mask.sum(1)
     assert len(SENTENCES) >= 20
     assert lengths.min() == 2
     assert 100 <= lengths.max() <= 128  # long, but the reference runs in seconds
@@ -102,7 +103,7 @@ def test_what_the_layer_takes_for_granted_is_what_the_model_says():
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     assert config["hidden_act"] == "gelu"  # the exact one: the tanh form is "gelu_new"
     assert config["layer_norm_eps"] == layers.EPS_BERT
-    assert (config["num_attention_heads"], config["hidden_size"]) == (minilm.HEADS, minilm.WIDTH)
+    assert (config["num_attention_heads"], config["hidden_size"]) == (model.HEADS, model.WIDTH)
     assert config["num_hidden_layers"] == checkpoint_check.DEPTHS[0]
 
 
@@ -119,7 +120,7 @@ def by_hand(sentence):
         rows = [(row - np.mean(row)) / math.sqrt(np.var(row) + 1e-12) for row in x]
         return np.array(rows) * w(f"{name}.weight") + w(f"{name}.bias")
 
-    ids = minilm.tokenize([sentence]).ids[0]
+    ids = model.tokenize([sentence]).ids[0]
     x = w("embeddings.word_embeddings.weight", ids) + w("embeddings.token_type_embeddings.weight", 0)
     x = norm(x + w("embeddings.position_embeddings.weight", range(len(ids))), "embeddings.LayerNorm")
     x = x.astype(np.float32).astype(np.float64)
@@ -158,10 +159,10 @@ def test_published_similarities():
 
 
 def test_layers_over_and_over_are_the_layers_and_one_copy():
-    params = minilm.load().params
+    params = model.load().params
     size = sum(array.nbytes for part in params.values() for array in part.values())
     tracemalloc.start()
-    deep = minilm.repeated(params, 13)
+    deep = model.repeated(params, 13)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.02 * size * 13 / 6
@@ -216,7 +217,7 @@ def numpy_states(change=lambda params: params, layer=transformer_encoder):
     """By NumPy in float32, of the padded batch, as an implementation runs it."""
     known = checkpoint_check.right(FEW)
     carry = {"x": known.x, "mask": known.mask}
-    return run_layers(checkpoint_check.showing(layer), change(minilm.load().params), carry)[1]
+    return run_layers(checkpoint_check.showing(layer), change(model.load().params), carry)[1]
 
 
 def test_numpy_in_float32_is_right():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from implementations import load
-from implementations.measure import D as DENSE_D
-from implementations.measure import problem
+from implementations.measuring.measure import D as DENSE_D
+from implementations.measuring.measure import problem
 from tests.conftest import loaded
 from tests.dialect import flat, from_numpy, ops
 from tests.laws import assert_bounded, assert_constant, assert_grows, assert_memory_a_layer, assert_no_copy

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
 import os
 import re
 import signal
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from implementations import (
-    NAMES,
-    capabilities,
-    compare,
-    deviations,
-    figures,
-    files,
-    isolate,
-    report,
-    tables,
-    training_check,
-)
+from implementations import NAMES, capabilities, compare, files
+from implementations.measuring import isolate, training_check
+from implementations.report import figures, html, tables
+from implementations.results import deviations
 from tests.synthetic import Page, drawn, measured, page, printed, results, trained
 
 # The page
 
 
 def test_page_is_well_formed_and_holds_everything() -> None:
-    text = report.page(results(), drawn())
+    text = html.page(results(), drawn())
     parsed = Page(text)
     assert parsed.open == []
     for name in (*NAMES, *(f"framework of {name}" for name in NAMES), *capabilities.TABLE):
-        assert html.escape(name) in text
+        assert escape(name) in text
     for figure in (figure for name, figure in drawn().items() if name != "overview"):
         assert len(figure.panels) % len(NAMES) == 0
         assert all(panel in text for panel in figure.panels)
@@ -44,7 +36,7 @@ def test_page_is_well_formed_and_holds_everything() -> None:
 
 
 def test_every_figure_has_an_alternative_text_with_its_numbers() -> None:
-    text = report.page(results(), drawn())
+    text = html.page(results(), drawn())
     labels = [attributes for tag, attributes in Page(text).elements if tag == "svg"]
     assert labels
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in labels)
@@ -55,7 +47,7 @@ def test_every_figure_has_an_alternative_text_with_its_numbers() -> None:
 
 
 def test_page_loads_nothing() -> None:
-    parsed = Page(text := report.page(results(), drawn()))
+    parsed = Page(text := html.page(results(), drawn()))
     assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in parsed.elements}
     for tag, attributes in parsed.elements:
         assert "src" not in attributes
@@ -66,7 +58,7 @@ def test_page_loads_nothing() -> None:
 
 
 def test_page_follows_the_theme_and_the_width() -> None:
-    text = report.page(results(), drawn())
+    text = html.page(results(), drawn())
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
     assert "#00000" not in text.replace("#000000", "")  # every colour that was drawn has become a variable
@@ -77,11 +69,11 @@ def test_page_follows_the_theme_and_the_width() -> None:
 
 def test_headline_is_computed() -> None:
     found = results()
-    assert report.claim(found).startswith("1,024 layers compile to exactly as many operations as 2 in jax_scan, ")
+    assert html.claim(found).startswith("1,024 layers compile to exactly as many operations as 2 in jax_scan, ")
     changed = copy.deepcopy(found)
     changed["implementations"][0]["sizes"][7]["compiled"] += 1
-    assert "Not so, or not measured, in jax_scan." in report.claim(changed)
-    assert "jax_scan," not in report.claim(changed).partition(";")[0]
+    assert "Not so, or not measured, in jax_scan." in html.claim(changed)
+    assert "jax_scan," not in html.claim(changed).partition(";")[0]
 
 
 def test_same_results_same_page_and_captions_are_computed() -> None:
@@ -175,7 +167,7 @@ def test_a_lost_implementation_costs_its_own_column_only(status: str) -> None:
 
 def test_nothing_ran() -> None:
     found = results({"name": "jax_scan", "status": "not run", "reason": "no jax"})
-    assert "nothing can be claimed" in report.page(found)  # without figures of nothing
+    assert "nothing can be claimed" in html.page(found)  # without figures of nothing
     assert deviations.deviations(found) == ["no implementation ran"]
 
 
@@ -265,7 +257,7 @@ def test_run_writes_page_data_and_figures(run: Any, capsys: pytest.CaptureFixtur
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert found["schema_version"] == 2
     assert [one["name"] for one in found["implementations"]] == list(NAMES)
-    assert report.page(found, drawn()) == (folder / "index.html").read_text(encoding="utf-8")
+    assert html.page(found, drawn()) == (folder / "index.html").read_text(encoding="utf-8")
     assert {path.stem for path in (folder / "figures").iterdir()} == set(drawn())
     assert not list(folder.rglob("*.tmp"))
     assert "Everything observed is as declared." in capsys.readouterr().out

@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from implementations import bench, bench_command, bench_facts, compare, figures, isolate, measure, report, tables, worth
-from implementations.programs import leaves, rebuilt
+from implementations import compare
+from implementations.measuring import bench, bench_command, isolate, measure
+from implementations.measuring.programs import leaves, rebuilt
+from implementations.report import figures, html, tables
+from implementations.results import bench_facts, worth
 from reference import layers
 from reference.shapes import PARAMS
 from tests.conftest import loaded
@@ -167,7 +170,7 @@ def test_bench_fits_the_terminal_at_its_widest() -> None:
 
 
 def test_page_and_terminal_of_a_whole_run_have_the_sections() -> None:
-    text = report.page(results(), drawn())
+    text = html.page(results(), drawn())
     for section in ("bench", "worth"):
         assert f'id="{section}"' in text
     assert "Peak memory of the process" in text
@@ -187,10 +190,10 @@ def test_a_run_of_the_bench_alone_has_nothing_else() -> None:
     found = rows_of(bench_row("forward", d=64), bench_row("forward"), noisy(bench_row("forward", N=65), "rolled"))
     assert figures.figures(found) == {}
     assert [t.name for t in tables.tables(found)] == ["provenance", "bench", "bench-alternatives"]
-    text = report.page(found)
+    text = html.page(found)
     assert Page(text).open == []
     # of what reads most, and is a figure
-    assert "once: 1.25 in jax_scan (dense, forward, d = 1024, N = 64)." in report.claim(found)
+    assert "once: 1.25 in jax_scan (dense, forward, d = 1024, N = 64)." in html.claim(found)
     assert "Times are not judged." in text
     assert found["deviations"] == []
 
@@ -473,4 +476,4 @@ def test_cases_are_those_of_the_bench_and_of_a_full_run() -> None:
     largest = max(case.N * case.sizes["d"] ** 2 * 4 for case in bench.CASES if case.layer == "dense")
     assert largest == bench.PEAK_BYTES
     assert bench_facts.NOISY == 0.15
-    assert importlib.util.find_spec("implementations.bench_command")
+    assert importlib.util.find_spec("implementations.measuring.bench_command")

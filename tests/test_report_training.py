@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from implementations import deviations, figures, measure, report, summary, tables, training_check
+from implementations.measuring import measure, training_check
+from implementations.report import figures, html, tables
+from implementations.results import deviations, summary
 from reference import training
 from reference.error_bound import FLOOR, FORMATS, MULTIPLE
 from tests.synthetic import Page, drawn, page, printed, results, trained
@@ -84,7 +86,7 @@ def test_figure_shows_both_curves_and_all_deviations() -> None:
     assert "NumPy float32: 1e-07 at step 1, 1e-07 at step 50; allowed: 9.5e-07 at step 1" in deviations
     assert "against the steps (step · N = 4, d = 32, B = 4, T = 32)" in losses
     assert "after 50 steps, off from NumPy float64 by 2e-07 in jax_scan" in figure.caption
-    assert 'id="training"' in report.page(results(), drawn())
+    assert 'id="training"' in html.page(results(), drawn())
 
 
 def test_a_run_without_training_has_no_section_of_it() -> None:
@@ -94,7 +96,7 @@ def test_a_run_without_training_has_no_section_of_it() -> None:
         one["training"] = None
     shown = figures.figures(found)
     assert "training" not in shown
-    assert 'id="training"' not in report.page(found, shown)
+    assert 'id="training"' not in html.page(found, shown)
     assert deviations.deviations(found) == []
 
 

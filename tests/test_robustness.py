@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
-from implementations.measure import PROGRAMS, RECOMPILE_DEPTHS
+from implementations.measuring.measure import PROGRAMS, RECOMPILE_DEPTHS
 from reference import cases
 from reference.cases import Case
 from reference.stack import apply_layers, apply_layers_vjp, oracle

@@ -41,13 +41,13 @@ def graph_mode_layers(layer: Layer) -> Stack:
 def autograph_loop(layer: Layer) -> Stack:
     """A Python `for` over a tensor, which AutoGraph turns into a while loop that reads `params[i]`."""
 
-    def stack(params: Any, init: Any) -> Any:
+    def loop(params: Any, init: Any) -> Any:
         carry = init
         for i in tf.range(tf.nest.flatten(params)[0].shape[0]):
             carry, _ = layer(carry, tf.nest.map_structure(lambda a: a[i], params))  # noqa: B023
         return carry
 
-    return tf.autograph.to_graph(stack)
+    return lambda params, init: tf.autograph.to_graph(loop)(params, init)
 
 
 def keras_layers(layer: Layer) -> Stack:

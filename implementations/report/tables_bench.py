@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
-from implementations import bench_facts, summary, wording, worth
-from implementations.bench_facts import LIMIT, NOISY, Row
-from implementations.summary import PROGRAMS, Results
-from implementations.table import NONE, Table
+from implementations import wording
+from implementations.report.table import NONE, Table
+from implementations.results import bench_facts, summary, worth
+from implementations.results.bench_facts import LIMIT, NOISY, Row
+from implementations.results.summary import PROGRAMS, Results
 
 TOO_NOISY = "too noisy"
 

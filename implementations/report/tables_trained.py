@@ -6,10 +6,11 @@ import textwrap
 
 import numpy as np
 
-from implementations import summary, wording
+from implementations import wording
 from implementations.interface import LEVELS
-from implementations.summary import FORMS, PROGRAMS, Results
-from implementations.table import NONE, Table, comma, constant, flag, growing, twice
+from implementations.report.table import NONE, Table, comma, constant, flag, growing, twice
+from implementations.results import summary
+from implementations.results.summary import FORMS, PROGRAMS, Results
 
 
 def checkpoint(results: Results) -> Table:

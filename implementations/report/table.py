@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from implementations.summary import PROGRAMS
+from implementations.results.summary import PROGRAMS
 
 BAD = "✗"
 NONE = "–"

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-from implementations import bench_facts, deviations, drawing, figures, summary, tables, wording
-from implementations.figures import Figure
-from implementations.summary import Measured, Results
-from implementations.tables import BAD, NONE, Table
+from implementations import wording
+from implementations.report import drawing, figures, tables
+from implementations.report.figures import Figure
+from implementations.report.tables import BAD, NONE, Table
+from implementations.results import bench_facts, deviations, summary
+from implementations.results.summary import Measured, Results
 
 TITLE = "One layer stack, three frameworks, one size"
 
@@ -150,7 +152,7 @@ def claim(results: Results) -> str:
     return f"{said}." + (f" Not so, or not measured, in {_list(missing)}." if missing else "")
 
 
-def _nearest(results: Results) -> list[tuple[Measured, bench_facts.Row, summary.Spread]]:
+def _nearest(results: Results) -> list[tuple[Measured, bench_facts.Row, wording.Spread]]:
     return [(m, *near) for m in summary.ran(results) if (near := bench_facts.nearest_memory(m))]
 
 

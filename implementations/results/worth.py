@@ -1,6 +1,6 @@
 """When a scan is worth it: compiling once and calling so often, rolled against unrolled.
 
-Computed from the block "times", as `implementations/summary.py` computes the rest.
+Computed from the block "times", as `implementations/results/summary.py` computes the rest.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import NamedTuple
 
-from implementations import summary
-from implementations.summary import FORMS, Measured, Setting
+from implementations.results import summary
+from implementations.results.summary import FORMS, Measured, Setting
 
 CALLS = (1, 100, 10_000)
 

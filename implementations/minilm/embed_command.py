@@ -18,9 +18,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from implementations import NAMES, REQUIRES, checkpoint_check, load, minilm, wording
+from implementations import NAMES, REQUIRES, load, wording
 from implementations.environment import pin
-from implementations.sentences import SENTENCES
+from implementations.minilm import checkpoint_check, model
+from implementations.minilm.sentences import SENTENCES
 from reference.layers import Array
 
 REFERENCE = "reference"
@@ -32,12 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     made = argparse.ArgumentParser(
         prog="python -m implementations embed",
         description=(
-            f"How near sentences are in meaning, by the cosine of what {minilm.NAME} makes of them: 1 is the same, 0 "
+            f"How near sentences are in meaning, by the cosine of what {model.NAME} makes of them: 1 is the same, 0 "
             "has nothing to do with it. Its six layers run as one compiled scan, from one stacked checkpoint. One "
             "sentence alone is compared with those of this repository."
         ),
         epilog=(
-            f"It was trained on English; of a sentence the first {minilm.MAX_LENGTH} tokens count. Exit status: 0; 2 "
+            f"It was trained on English; of a sentence the first {model.MAX_LENGTH} tokens count. Exit status: 0; 2 "
             "for wrong arguments and where something is not installed, with the command that installs it; 130 after "
             "Ctrl-C."
         ),
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     try:
         try:
-            tokens = minilm.tokenize(options.sentences)
+            tokens = model.tokenize(options.sentences)
             run = program(name)
         except (ModuleNotFoundError, ValueError) as error:  # not installed; no text
             print(error, file=sys.stderr)
@@ -75,13 +76,13 @@ def program(name: str) -> Callable[[Array, Array], Array]:
     return checkpoint_check.hidden_states(load(name))
 
 
-def show(name: str, sentences: Sequence[str], tokens: minilm.Tokens, run: Callable[[Array, Array], Array]) -> None:
-    x = minilm.embed_tokens(tokens.ids)
+def show(name: str, sentences: Sequence[str], tokens: model.Tokens, run: Callable[[Array, Array], Array]) -> None:
+    x = model.embed_tokens(tokens.ids)
     times = [time.perf_counter()]
     for _ in range(2):  # the first call compiles
         hidden = run(x, tokens.mask)
         times.append(time.perf_counter())
-    embeddings = minilm.pool(hidden[-1], tokens.mask)
+    embeddings = model.pool(hidden[-1], tokens.mask)
 
     console = Console()
     console = Console(width=min(console.width, 100) if console.is_terminal else 100)
@@ -97,7 +98,7 @@ def show(name: str, sentences: Sequence[str], tokens: minilm.Tokens, run: Callab
         console.print(ranking("Pairs", found))
     cut = [str(i) for i, truncated in enumerate(tokens.truncated, 1) if truncated]
     if cut:
-        console.print(f"Only the first {minilm.MAX_LENGTH} tokens count of sentence {', '.join(cut)}.", highlight=False)
+        console.print(f"Only the first {model.MAX_LENGTH} tokens count of sentence {', '.join(cut)}.", highlight=False)
     count = "1 sentence" if len(sentences) == 1 else f"{len(sentences)} sentences"
     first, second = (wording.seconds(after - before) for before, after in pairwise(times))
     said = f"{name}: {count}, {tokens.mask.sum()} tokens; first call {first}, second {second}."

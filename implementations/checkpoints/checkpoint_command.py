@@ -21,8 +21,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from implementations import wording
-from implementations.checkpoint_files import Summary, stack_file, unstack_file
-from implementations.isolate import Report
+from implementations.checkpoints.checkpoint_files import Summary, stack_file, unstack_file
+from implementations.progress import Report
 
 EXIT = (
     "Exit status: 0; 2 for wrong arguments and for a file that cannot be converted, with the reason on stderr; 130 "

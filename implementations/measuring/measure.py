@@ -1,7 +1,7 @@
-"""One implementation, measured in a process of its own: python -m implementations.measure NAME [--mode ...].
+"""One implementation, measured in a process of its own: python -m implementations.measuring.measure NAME [--mode ...].
 
 Prints one JSON object a line: {"event": "progress", ...} while it works, {"event": "result", ...} at the end. Nothing
-here judges: `implementations/deviations.py` does. A framework that is not installed is a result too, "not run".
+here judges: `implementations/results/deviations.py` does. A framework that is not installed is a result too, "not run".
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import REQUIRES, bench, checkpoint_check, load, programs, training_check
-from implementations.bench import Case
+from implementations import REQUIRES, load
 from implementations.environment import pin
 from implementations.interface import Implementation
-from implementations.timing import interleave, reader, timed_program
+from implementations.measuring import bench, programs, training_check
+from implementations.measuring.bench import Case
+from implementations.measuring.timing import interleave, reader, timed_program
+from implementations.minilm import checkpoint_check
 from reference.cases import DTYPES, NAMES, case
 from reference.error_bound import MAX_RATIO, sharp_sd, worst_ratio
 from reference.stack import oracle

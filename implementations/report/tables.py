@@ -12,10 +12,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from implementations import summary, tables_bench, tables_trained, wording
+from implementations import wording
 from implementations.interface import LEVELS
-from implementations.summary import FORMS, PROGRAMS, Measured, Results, Setting
-from implementations.table import BAD, NONE, PLUS_MINUS, Table, comma, constant, flag, growing, spanned, twice
+from implementations.report import tables_bench, tables_trained
+from implementations.report.table import BAD, NONE, PLUS_MINUS, Table, comma, constant, flag, growing, spanned, twice
+from implementations.results import summary
+from implementations.results.summary import FORMS, PROGRAMS, Measured, Results, Setting
 
 
 def tables(results: Results) -> list[Table]:

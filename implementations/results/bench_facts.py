@@ -10,8 +10,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from implementations import summary
-from implementations.summary import Measured, Spread
+from implementations.results import summary
+from implementations.results.summary import Measured
+from implementations.wording import Spread
 
 NOISY = 0.15  # half the distance between the extremes of the parts, over the ratio: above, a ratio is no figure
 PARTS = 5  # in which the rounds are looked at, one after the other

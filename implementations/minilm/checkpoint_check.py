@@ -2,7 +2,7 @@
 
 What is right is NumPy in float64, sentences without padding; what an implementation gets is one padded batch, so that a
 mask that lets padding through shows. Compared are the hidden states after every layer, of tokens only: what stands in
-the padding is read by nobody. Nothing here judges: `implementations/deviations.py` does.
+the padding is read by nobody. Nothing here judges: `implementations/results/deviations.py` does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import minilm
 from implementations.interface import Implementation, Tree
-from implementations.sentences import PAIRS, SENTENCES
+from implementations.minilm import model
+from implementations.minilm.sentences import PAIRS, SENTENCES
 from reference.error_bound import FLOOR, MULTIPLE, ulps
 from reference.layers import Array, transformer_encoder
 from reference.stack import run_layers, tree_map
@@ -41,16 +41,16 @@ class Right(NamedTuple):
 @functools.cache
 def right(sentences: tuple[str, ...]) -> Right:
     """Made once for the same sentences."""
-    tokens = minilm.tokenize(sentences)
-    x = minilm.embed_tokens(tokens.ids)
+    tokens = model.tokenize(sentences)
+    x = model.embed_tokens(tokens.ids)
     exact, near = (reference_states(x, tokens.mask, dtype) for dtype in (np.float64, np.float32))
     numpy_ulps = tuple(ulps(*pair) for pair in zip(exact, near, strict=True))
-    return Right(x, tokens.mask, exact, numpy_ulps, minilm.pool(exact[-1], tokens.mask))
+    return Right(x, tokens.mask, exact, numpy_ulps, model.pool(exact[-1], tokens.mask))
 
 
 def reference_states(x: Array, mask: Array, dtype: Any = np.float64) -> Array:
     """`hidden_states` by NumPy, in that dtype: sentences of one length at a time, so that there is nothing to mask."""
-    params = tree_map(lambda array: array.astype(dtype), minilm.load().params)
+    params = tree_map(lambda array: array.astype(dtype), model.load().params)
     states = np.zeros((len(params["up"]["w"]), *x.shape), dtype)
     lengths = mask.sum(1)
     for length in np.unique(lengths):
@@ -78,7 +78,7 @@ def hidden_states(implementation: Implementation) -> Callable[[Array, Array], Ar
         return implementation.scan_layers(layer, params, {"x": x, "mask": mask})[1]
 
     program = implementation.compile(stack)
-    params = tree_map(implementation.from_numpy, minilm.load().params)
+    params = tree_map(implementation.from_numpy, model.load().params)
 
     def run(x: Array, mask: Array) -> Array:
         states = program(params, *(implementation.from_numpy(array) for array in (x, mask)))
@@ -107,7 +107,7 @@ def compare(
         }
         for i, (exact, actual, near) in enumerate(zip(known.hidden, hidden, known.numpy_ulps, strict=True))
     ]
-    embeddings = minilm.pool(hidden[-1].astype(np.float64), known.mask)
+    embeddings = model.pool(hidden[-1].astype(np.float64), known.mask)
     return {
         "hidden": layers,
         "embeddings": {
@@ -130,13 +130,13 @@ def compare(
 def flat_params(implementation: Implementation, N: int) -> list[Any]:
     """The arrays of N layers, the six of the checkpoint over and over, one after the other."""
     flat: list[Any] = []
-    tree_map(lambda array: flat.append(implementation.from_numpy(array)), minilm.repeated(minilm.load().params, N))
+    tree_map(lambda array: flat.append(implementation.from_numpy(array)), model.repeated(model.load().params, N))
     return flat
 
 
 def size(implementation: Implementation, flat: Sequence[Any], form: str, gradient: bool) -> dict[str, int]:
     """The graph size of the stack of those `flat_params`: from x to the last hidden state, forward or gradient."""
-    layer, params = implementation.LAYERS[LAYER], minilm.load().params
+    layer, params = implementation.LAYERS[LAYER], model.load().params
     layers: Any = implementation.scan_layers if form == "rolled" else implementation.unroll_layers
 
     def apply(*arrays: Any) -> Any:
@@ -144,30 +144,30 @@ def size(implementation: Implementation, flat: Sequence[Any], form: str, gradien
         rest = iter(parts)
         return layers(layer, tree_map(lambda _: next(rest), params), {"x": x, "mask": kept > 0})[0]["x"]
 
-    x, kept = (implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((B, T, minilm.WIDTH), (B, T)))
+    x, kept = (implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((B, T, model.WIDTH), (B, T)))
     return implementation.graph_size(apply, *flat, x, kept, cotangent=x if gradient else None, memory=False)
 
 
 def check(implementation: Implementation, gradients: bool, step: Callable[[str], None]) -> dict[str, Any]:
     """The block "checkpoint" of one implementation; without the package that holds the model, why there is none."""
     start = time.perf_counter()
-    step(f"{minilm.NAME}, {len(SENTENCES)} sentences")
+    step(f"{model.NAME}, {len(SENTENCES)} sentences")
     try:
         known = right(SENTENCES)
     except ModuleNotFoundError as error:
         reason, _, install = str(error).partition(": ")
-        return {"status": "not run", "model": minilm.NAME, "reason": reason, "install": install}
+        return {"status": "not run", "model": model.NAME, "reason": reason, "install": install}
     compared = compare(hidden_states(implementation)(known.x, known.mask))
     counted = []
     for N in DEPTHS:
         flat = flat_params(implementation, N)
         for form, gradient in programs(N, gradients):
-            step(f"{minilm.NAME}, {form} N={N}" + (" gradient" if gradient else ""))
+            step(f"{model.NAME}, {form} N={N}" + (" gradient" if gradient else ""))
             at = {"form": form, "N": N, "gradient": gradient}
             counted.append(at | size(implementation, flat, form, gradient))
     return {
         "status": "ok",
-        "model": minilm.NAME,
+        "model": model.NAME,
         "sentences": len(SENTENCES),
         "tokens": int(known.mask.sum()),
         **compared,

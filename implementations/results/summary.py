@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from implementations.wording import Spread
 from reference.error_bound import allowed_so_far, worst_so_far
 from reference.layers import Array
 
@@ -29,12 +30,6 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         return f"d = {self.d}, {self.dtype}"
-
-
-class Spread(NamedTuple):
-    median: float
-    low: float  # first quartile
-    high: float  # third quartile
 
 
 def implementations(results: Results) -> list[Measured]:

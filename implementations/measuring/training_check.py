@@ -1,7 +1,7 @@
 """A small language model, trained: 50 steps of AdamW on the text of LICENSE, in each framework's own idiom.
 
 Rolled, compiled and in float32, as a user trains. What is right is NumPy's run in float64; its run in float32 says how
-far rounding alone leads in as many steps. Nothing here judges: `implementations/deviations.py` does.
+far rounding alone leads in as many steps. Nothing here judges: `implementations/results/deviations.py` does.
 """
 
 from __future__ import annotations

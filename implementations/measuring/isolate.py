@@ -15,17 +15,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[1]
-Report: TypeAlias = Callable[[int, int, str], None]  # done, total, what
+from implementations.progress import Report
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(name: str, arguments: Sequence[str], timeout: float, tell: Report) -> dict[str, Any]:
     """The result that `implementations.measure` prints for implementation `name`."""
-    return run(name, [sys.executable, "-m", "implementations.measure", name, *arguments], timeout, tell)
+    return run(name, [sys.executable, "-m", "implementations.measuring.measure", name, *arguments], timeout, tell)
 
 
 def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from implementations.interface import LEVELS
-from implementations.summary import (
+from implementations.results.summary import (
     PROGRAMS,
     Measured,
     Results,

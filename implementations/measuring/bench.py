@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implementations import bench_facts, wording
-from implementations.bench_facts import LIMIT, RAW
+from implementations import wording
 from implementations.interface import Apply, Array, Implementation
-from implementations.programs import leaves, rebuilt
-from implementations.summary import FORMS, PROGRAMS
-from implementations.timing import first_call, interleave, on_cpu, product, reader, timed_program
+from implementations.measuring.programs import leaves, rebuilt
+from implementations.measuring.timing import first_call, interleave, on_cpu, product, reader, timed_program
+from implementations.results import bench_facts
+from implementations.results.bench_facts import LIMIT, RAW
+from implementations.results.summary import FORMS, PROGRAMS
 from reference.cases import DTYPES, layer_carry, layer_params
 from reference.shapes import PARAMS
 

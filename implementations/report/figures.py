@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import NamedTuple
 
-from implementations import drawing, summary, wording, worth
-from implementations.drawing import Line, Panel
+from implementations import wording
 from implementations.interface import LEVELS
-from implementations.summary import Measured, Results, Setting, Spread
+from implementations.report import drawing
+from implementations.report.drawing import Line, Panel
+from implementations.results import summary, worth
+from implementations.results.summary import Measured, Results, Setting
+from implementations.wording import Spread
 
 
 class Figure(NamedTuple):

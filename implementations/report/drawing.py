@@ -23,7 +23,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from implementations import summary, wording
+from implementations import wording
+from implementations.results import summary
 
 WIDTH, HEIGHT = 320, 236  # of a panel without its legend, in points
 LEGEND_ROW = 15
@@ -67,7 +68,7 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 class Line(NamedTuple):
     form: str
     gradient: bool
-    values: Mapping[int, summary.Spread]  # N -> value
+    values: Mapping[int, wording.Spread]  # N -> value
     colour: str
     marker: str
 

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from implementations.safetensors_files import Contents, Tensor, read
+from implementations.checkpoints.safetensors_files import Contents, Tensor, read
 
 INDEX = ".safetensors.index.json"
 SHARD = re.compile(r"(?P<name>.+)-\d+-of-(?P<number>\d+)\.safetensors", re.DOTALL)

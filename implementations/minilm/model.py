@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from implementations.checkpoint import stack_names
+from implementations.checkpoints.checkpoint import stack_names
 from implementations.interface import Tree
 from reference.layers import EPS_BERT, Array
 from reference.stack import tree_map

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from implementations.checkpoints.layer_names import check_axis, layers_along, stack_axis, stack_plan, unstack_plan
 from implementations.interface import Array, Tree
-from implementations.layer_names import check_axis, layers_along, stack_axis, stack_plan, unstack_plan
 from reference.arguments import Leaf, branch, check_like, leaves
 
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from implementations.checkpoint_shards import Source, read_checkpoint
-from implementations.isolate import Report
-from implementations.layer_names import Plan, check_prefixes, owner, stack_axis, stack_plan, unstack_plan
-from implementations.safetensors_files import Contents, Tensor, blocks, copy, gather, scatter, writing
+from implementations.checkpoints.checkpoint_shards import Source, read_checkpoint
+from implementations.checkpoints.layer_names import Plan, check_prefixes, owner, stack_axis, stack_plan, unstack_plan
+from implementations.checkpoints.safetensors_files import Contents, Tensor, blocks, copy, gather, scatter, writing
+from implementations.progress import Report
 from reference.arguments import Leaf
 
 # In `__metadata__`, as JSON: one object for each call of `stack_file`, the last to be undone first. "layers" is

@@ -1,0 +1,1 @@
+"""Checkpoints, which hold layers one by one, stacked and unstacked byte for byte."""
