@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="measure the dense stack at these numbers of layers instead of the mode's own",
     )
     add_shared(made, Path("report"), 3600)
-    made.set_defaults(mode="default")
+    made.set_defaults(mode="default", layers=None)
     return made
 
 
@@ -82,7 +82,7 @@ def add_shared(made: argparse.ArgumentParser, out: Path, timeout: float) -> None
     made.add_argument(
         "--implementations",
         action="append",
-        type=_names,
+        type=some_of(NAMES),
         metavar="NAMES",
         help=f"only these, separated by commas; then a missing framework is an error. Of: {', '.join(NAMES)}",
     )
@@ -96,12 +96,16 @@ def add_shared(made: argparse.ArgumentParser, out: Path, timeout: float) -> None
     )
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    wrong = [name for name in names if name not in NAMES]
-    if wrong or not names:
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, got {text!r}")
-    return names
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads names separated by commas."""
+
+    def read(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        if not names or not set(names) <= set(known):
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {text!r}")
+        return names
+
+    return read
 
 
 def _depths(text: str) -> list[int]:
@@ -114,8 +118,10 @@ def _depths(text: str) -> list[int]:
     return depths
 
 
-def _comma(depths: Sequence[int]) -> str:
-    return ",".join(map(str, depths))
+def _narrowed(options: argparse.Namespace) -> list[str]:
+    """The options that say what of a mode is measured."""
+    given = {"--depths": options.depths, "--layers": options.layers}
+    return [part for option, values in given.items() if values for part in (option, ",".join(map(str, values)))]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -138,7 +144,7 @@ def compare(options: argparse.Namespace) -> int:
     asked_for = [name for names in options.implementations or () for name in names]
     names = [name for name in NAMES if name in (asked_for or NAMES)]
     known = provenance(options, names if asked_for else ())
-    arguments = ["--mode", options.mode, *(["--depths", _comma(options.depths)] if options.depths else [])]
+    arguments = ["--mode", options.mode, *_narrowed(options)]
     measured = []
     with progress.of_each(names) as report_of:
         for name in names:
@@ -234,7 +240,7 @@ def provenance(options: argparse.Namespace, names: Sequence[str]) -> dict[str, s
     how = {"default": [], "bench": ["bench"]}.get(options.mode, [f"--{options.mode}"])
     command = ["python", "-m", "implementations", *how]
     command += ["--implementations", ",".join(names)] if names else []
-    command += ["--depths", _comma(options.depths)] if options.depths else []
+    command += _narrowed(options)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""

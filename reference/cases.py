@@ -1,7 +1,7 @@
 """Seeded, named problems: the inputs that every implementation is run on.
 
-A case is only a case if a wrong stack fails it: `tests/test_cases.py` shows for each, in each dtype, that layers in
-another order, dropped, shared or transposed, and a detached carry, change the result by more than the bound allows.
+A case is only a case if a wrong stack fails it: `tests/meta/test_cases.py` shows for each, in each dtype, that layers
+in another order, dropped, shared or transposed, and a detached carry, change the result by more than the bound allows.
 Inputs are rounded to the dtype first, and the oracle starts from the rounded ones. Five widths and few depths, because
 frameworks compile for each shape.
 """

@@ -24,7 +24,7 @@ from hypothesis import settings  # noqa: E402
 from safetensors.numpy import save  # noqa: E402
 
 from implementations import NAMES, REQUIRES, load  # noqa: E402
-from tests.checkpoints import checkpoint  # noqa: E402
+from tests.support.checkpoints import checkpoint  # noqa: E402
 
 # Two processes run the tests, each file as a whole in one of them, one framework after the other: programs compiled for
 # one test serve the next. What takes longest comes first.

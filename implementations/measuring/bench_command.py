@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from implementations import compare
+from reference.shapes import PARAMS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +28,12 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     compare.add_shared(made, Path("report/bench"), 3600)
+    made.add_argument(
+        "--layers",
+        type=compare.some_of((*PARAMS,)),
+        metavar="NAMES",
+        help=f"only the stacks of these layers, separated by commas. Of: {', '.join(PARAMS)}",
+    )
     made.set_defaults(mode="bench", depths=None)
     return made
 

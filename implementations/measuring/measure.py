@@ -258,8 +258,11 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--mode", choices=MODES, default="default")
     parser.add_argument("--depths", type=lambda text: tuple(map(int, text.split(","))), help="comma-separated")
+    parser.add_argument("--layers", type=lambda text: text.split(","), help="of the bench, comma-separated")
     arguments = parser.parse_args()
     mode = MODES[arguments.mode]
+    if arguments.layers:
+        mode = mode._replace(bench=tuple(case for case in mode.bench if case.layer in arguments.layers))
     if arguments.depths:
         kinds = (
             "rolled",

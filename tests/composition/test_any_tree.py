@@ -1,0 +1,108 @@
+"""Over random trees, dtypes, depths and options: rolled, unrolled and NumPy's loop agree, exactly, on integers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import ml_dtypes  # noqa: F401  gives NumPy the name bfloat16
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from reference.arguments import leaves
+from reference.stack import run_layers, tree_map
+from tests.support.dialect import flat, layer_of, pullback
+from tests.support.problems import is_float
+
+DTYPES = ("float32", "float64", "bfloat16", "int32")
+
+
+def make_any(o):
+    """For any trees: each carry is subtracted from a sum over all params and xs of its layer, so that order shows."""
+
+    def layer(carry, params, x=None):
+        total = 0
+        for array in flat((params, x)):
+            total = total + o.cast(o.sum(array), "float32")
+        new = tree_map(lambda c: o.like(total, c) - c, carry)
+        return new, (params, {"carry": carry, "new": new, "none": None}, x)
+
+    return layer
+
+
+def trees(min_leaves=0):
+    """Nested dicts, tuples and lists; leaves are Spec or None."""
+    leaf = st.builds(Spec, st.sampled_from([(), (1,), (2,), (2, 3)]), st.sampled_from(DTYPES)) | st.none()
+    inner = st.recursive(
+        leaf,
+        lambda tree: (
+            st.dictionaries(st.sampled_from("abc"), tree, max_size=2)
+            | st.lists(tree, max_size=2)
+            | st.lists(tree, max_size=2).map(tuple)
+        ),
+        max_leaves=4,
+    )
+    return inner.filter(lambda tree: len(flat(tree)) >= min_leaves)
+
+
+class Spec:
+    """Shape and dtype of a leaf."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, dtype
+
+    def __repr__(self):
+        return f"{self.dtype}{list(self.shape)}"
+
+    def draw(self, rng, *N):
+        """Of numbers so small that no sum of theirs is above 256: bfloat16 has all integers up to there."""
+        return rng.integers(-1, 2, (*N, *self.shape)).astype(self.dtype)
+
+
+options = st.fixed_dictionaries(
+    {"reverse": st.booleans(), "unroll": st.integers(1, 4), "remat": st.booleans() | st.integers(1, 4)}
+)
+
+
+def check(implementation, specs, N, options, seed):
+    rng = np.random.default_rng(seed)
+    stacked_params, init, xs = specs
+    inputs = (
+        tree_map(lambda spec: spec.draw(rng, N), stacked_params),
+        tree_map(lambda spec: spec.draw(rng), init),
+        tree_map(lambda spec: spec.draw(rng, N), xs),
+    )
+    expected = run_layers(layer_of(make_any, "numpy"), *inputs, reverse=options["reverse"])
+    cotangents = tree_map(lambda a: rng.integers(-1, 2, np.shape(a)).astype(a.dtype) if is_float(a) else None, expected)
+    layer = layer_of(make_any, implementation.__name__)
+    gradients = {}
+    for form, its in (("scan_layers", options), ("unroll_layers", {"reverse": options["reverse"]})):
+        stack = partial(getattr(implementation, form), layer, **its)
+        outputs, gradients[form] = pullback(implementation, stack, inputs, cotangents)
+        assert_equal(form, outputs, expected)
+    assert_equal("gradient", gradients["scan_layers"], gradients["unroll_layers"])
+
+
+def assert_equal(form, actual, expected):
+    pairs = [list(leaves(form, tree)) for tree in (actual, expected)]
+    assert [path for path, _ in pairs[0]] == [path for path, _ in pairs[1]]
+    for (path, got), (_, want) in zip(*pairs, strict=True):
+        np.testing.assert_array_equal(got, want, err_msg=path, strict=True)
+
+
+any_stack = given(
+    specs=st.tuples(trees(min_leaves=1), trees(), trees()),
+    N=st.sampled_from((4, 3, 2, 1, 0)),
+    options=options,
+    seed=st.integers(0, 99),
+)
+
+
+@pytest.mark.usefixtures("captured_only")
+@settings(
+    max_examples=5, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@any_stack
+def test_rolled_unrolled_and_numpy_agree(implementation, specs, N, options, seed):
+    check(implementation, specs, N, options, seed)

@@ -1,0 +1,172 @@
+"""What tf_while keeps of a layer, of kinds that TensorFlow differentiates in ways of their own: equal to the twin."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import loaded
+from tests.support.tf_forms import FORMS, assert_near, forms, gradients
+
+
+def layers():
+    """Layers (c [4], p [])."""
+    import tensorflow as tf
+
+    variable, table = tf.Variable([0.5, 0.2, 0.1, 0.3]), tf.reshape(tf.range(12.0), [3, 4]) / 10
+
+    @tf.custom_gradient
+    def rounded(x):
+        return tf.round(x), lambda d: 3 * d
+
+    @tf.custom_gradient
+    def scaled(x):
+        return x * variable, lambda d, variables=None: (d * variable, [d * x])
+
+    def python_function(c, p):
+        return tf.ensure_shape(tf.py_function(lambda a, b: tf.sin(a * b) + a, [c, p], tf.float32), [4]), c
+
+    def tape(c, p):
+        with tf.GradientTape() as inner:
+            inner.watch(c)
+            energy = tf.reduce_sum(tf.sin(c * p))
+        return c - inner.gradient(energy, c) * p, energy
+
+    def array(c, p):
+        written = tf.TensorArray(tf.float32, 2, element_shape=[4]).write(0, tf.sin(c * p)).write(1, c * c)
+        return tf.reduce_sum(written.stack(), 0), None
+
+    def branches(c, p):
+        return tf.cond(p > 0, lambda: tf.cond(c[0] > 0, lambda: tf.sin(c * p), lambda: c * c), lambda: tf.exp(c * p)), c
+
+    def loop(c, p):
+        return tf.while_loop(lambda j, c: j < 2, lambda j, c: (j + 1, tf.sin(c * p)), (0, c), maximum_iterations=2)[
+            1
+        ], c
+
+    return {
+        "loop": loop,
+        "py_function": python_function,
+        "tape": tape,
+        "TensorArray": array,
+        "branches": branches,
+        "custom_gradient": lambda c, p: (rounded(c * p) + tf.sin(c), None),
+        "custom_gradient of a variable": lambda c, p: (scaled(c * p) + tf.sin(c), None),
+        "tf.function": tf.function(lambda c, p: (tf.tanh(c * p) + tf.sin(c), c**2), autograph=False),
+        "jit_compile": tf.function(lambda c, p: (tf.tanh(c * p) + c, c**2), autograph=False, jit_compile=True),
+        "recompute_grad": lambda c, p: (tf.recompute_grad(lambda c: tf.tanh(tf.sin(c * p)))(c), None),
+        "rows of an array": lambda c, p: (tf.tanh(c * p + tf.gather(table, tf.argmax(c) % 3)), tf.gather(c, [0, 3])),
+    }
+
+
+NAMES = ["py_function", "tape", "TensorArray", "branches", "custom_gradient", "custom_gradient of a variable"]
+NAMES += ["tf.function", "jit_compile", "recompute_grad", "rows of an array", "loop"]
+
+
+@FORMS
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_the_twin(name, form):
+    tf_while, layer = loaded("tf_while"), layers()[name]
+    import tensorflow as tf
+
+    if name == "py_function" and form == "XLA":
+        pytest.skip("XLA compiles no Python")
+    arrays = tf.constant([0.5, -0.7, 0.9]), tf.constant([0.3, 0.8, -0.4, 0.1])
+    right = gradients(lambda w, x: tf_while.unroll_layers(layer, w, x), *arrays)
+    for options in ({}, {"unroll": 2}, {"remat": True}):
+        run = forms()[form](
+            lambda w, x, o=options: gradients(lambda w, x: tf_while.scan_layers(layer, w, x, **o), w, x)
+        )
+        assert_near(run(*arrays), right)
+
+
+@FORMS
+def test_a_derivative_that_writes_does_so_once_a_layer(form):
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    count = tf.Variable(0.0)
+
+    @tf.custom_gradient
+    def counted(x):
+        def pulled(d):
+            count.assign_add(1.0)
+            return 2 * d
+
+        return tf.identity(x), pulled
+
+    run = forms()[form](
+        lambda w, x: gradients(lambda w, x: tf_while.scan_layers(lambda c, p: (counted(c * p), None), w, x)[0], w, x)
+    )
+    dw, _ = run(tf.ones([3]), tf.ones([2]))
+    assert float(count) == 3
+    assert dw.numpy().tolist() == [32, 16, 8]
+
+
+@FORMS
+def test_a_layer_whose_derivative_raises_runs_forwards(form):
+    """And who asks for the gradient hears what the layer says."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def without(x):
+        def pulled(d):
+            raise NotImplementedError("no derivative of this one")
+
+        return tf.sin(x), pulled
+
+    def stack(w, x):
+        return tf_while.scan_layers(lambda c, p: (without(c * p), None), w, x)[0]
+
+    w, x = tf.constant([0.5, 2.0]), tf.constant([0.3, 0.8])
+    assert_near([forms()[form](stack)(w, x)], [tf.sin(2 * tf.sin(0.5 * x))])
+    with pytest.raises(NotImplementedError, match="no derivative of this one"):
+        forms()[form](lambda w, x: gradients(stack, w, x))(w, x)
+
+
+def numbers_kept(layer, stacked, init, jit_compile=None):
+    """How many numbers each array has that is kept of a layer of flat lists."""
+    import tensorflow as tf
+
+    from tf_while.residuals import keeping
+    from tf_while.trees import trace_flat
+
+    kept: list[int] = []
+
+    def run(stacked, init):
+        rule = keeping(trace_flat(layer, [stacked], [init]), 1, 1)
+        assert rule is not None
+        kept.extend(a.shape.num_elements() for a in rule.like_kept)
+
+    tf.function(run, autograph=False, jit_compile=jit_compile).get_concrete_function(stacked, init)
+    return sorted(kept)
+
+
+def test_what_is_at_hand_is_not_kept():
+    """Neither weights, in any order or dtype, nor a mask that all layers share: the carry, and what is made of it."""
+    loaded("tf_while")
+    import tensorflow as tf
+
+    shared = tf.random.stateless_normal([5, 5], [1, 2])
+
+    def layer(carry, slices):
+        (c,), (w,) = carry, slices
+        mask = tf.range(5)[:, None] >= tf.range(5)
+        h = tf.linalg.matvec(tf.where(mask, shared, 0.0), c)
+        return [tf.tanh(tf.linalg.matvec(tf.transpose(tf.cast(w, tf.float32)), h))], []
+
+    # c, h and what comes out
+    assert numbers_kept(layer, tf.ones([3, 5, 7], tf.float64), tf.ones([5])) == [5, 5, 7]
+
+
+@pytest.mark.parametrize(("jit_compile", "kept"), [(None, 4), (True, 3)])
+def test_under_xla_a_product_is_made_again(jit_compile, kept):
+    """The carry, its sine and its cosine; the product of which they are is kept elsewhere, where nothing is fused."""
+    loaded("tf_while")
+    import tensorflow as tf
+
+    def layer(carry, slices):
+        h = carry[0] * slices[0]
+        return [tf.sin(h) * tf.cos(h)], []
+
+    assert numbers_kept(layer, tf.ones([3, 5]), tf.ones([5]), jit_compile) == [5] * kept

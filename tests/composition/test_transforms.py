@@ -1,0 +1,282 @@
+"""`vjp_layers`, `jvp_layers`, `vmap_layers`, `hvp_layers`, `vmap_vjp_layers` against NumPy, as called and compiled.
+
+NumPy: the hand-written derivative of the loop for reverse mode, complex steps for forward mode, complex steps through
+the hand-written derivative for second order, a Python loop over the batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from reference.stack import run_layers, run_layers_vjp, tree_map
+from tests.conftest import loaded
+from tests.support.dialect import flat, from_numpy, layer_of, ops, to_numpy
+from tests.support.problems import STEP, as_complex, as_float64, cell_vjp, is_float, make_cell, problem
+from tests.support.trees import assert_trees
+
+quick = pytest.mark.usefixtures("captured_only")
+
+N = 5
+# what -> options, and whether the user compiles
+OPTIONS = {
+    "called": ({}, False),
+    "reverse, unroll": ({"reverse": True, "unroll": 2}, True),
+    "remat": ({"remat": True}, True),
+    "remat of 2, reverse": ({"remat": 2, "reverse": True}, False),
+}
+long_in_torch = pytest.mark.thorough("torch_compile")
+every_option = pytest.mark.parametrize(
+    ("options", "compiled"),
+    [pytest.param(*row, id=what, marks=[long_in_torch] * ("reverse" in what)) for what, row in OPTIONS.items()],
+)
+
+
+# Inputs. The members of a batch differ in every float; tangents are None for integers, as cotangents are.
+
+
+def drawn(seed, tree):
+    rng = np.random.default_rng(seed)
+    return tree_map(lambda a: rng.standard_normal(np.shape(a)).astype(a.dtype) if is_float(a) else None, tree)
+
+
+def batch(seed, tree, size=3):
+    """`size` trees like `tree`, in one: each array [size, ...]."""
+    rng = np.random.default_rng(seed)
+    scale = lambda a: rng.uniform(0.5, 1.5, (size, *np.shape(a)))  # noqa: E731
+    return tree_map(lambda a: (scale(a) * a).astype(a.dtype) if is_float(a) else np.stack([a] * size), tree)
+
+
+# What is right, from inputs in float64 for the oracle, in float32 for the yardstick.
+
+
+def values(inputs, reverse=False):
+    params, init, xs = inputs
+    return run_layers(layer_of(make_cell, "numpy"), params, init, xs, reverse)
+
+
+def reverse_mode(inputs, cotangents, reverse=False):
+    return run_layers_vjp(layer_of(make_cell, "numpy"), cell_vjp, *inputs, cotangents=cotangents, reverse=reverse)
+
+
+def stepped(inputs, tangents):
+    """The inputs, complex, a step along the tangents, where None is zero."""
+
+    def step(array, tangent):
+        array = as_complex(array)
+        return array if tangent is None else array + array.dtype.type(STEP * 1j) * tangent
+
+    return tree_map(step, inputs, tangents)
+
+
+def derivative(tree):
+    return tree_map(lambda a: (np.asarray(a).imag / STEP).astype(a.real.dtype) if np.iscomplexobj(a) else None, tree)
+
+
+def forward_mode(inputs, tangents, reverse=False):
+    return values(inputs, reverse), derivative(values(stepped(inputs, tangents), reverse))
+
+
+def loss_of(name):
+    o = ops(name)
+
+    def loss(carry, ys):
+        return 0.5 * (o.sum(carry["h"] * carry["h"]) + o.sum(ys["out"][0] * ys["out"][0])) + o.sum(ys["sum"])
+
+    return loss
+
+
+def loss_gradient(carry, ys):
+    dys = {"out": (ys["out"][0], None), "none": None, "sum": np.ones_like(ys["sum"])}
+    return {"h": carry["h"], "count": None}, dys
+
+
+def second_order(inputs, tangents, reverse=False):
+    """The gradient of the loss, and its derivative along the tangents."""
+
+    def gradient(inputs):
+        return reverse_mode(inputs, loss_gradient(*values(inputs, reverse)), reverse)[1]
+
+    return gradient(inputs), derivative(gradient(stepped(inputs, tangents)))
+
+
+def one_by_one(function, *batched, batch_size=3):
+    """`function` of each member of the batch, stacked; `batched` are pairs (tree, axis or None)."""
+    members = [
+        [tree if axis is None else tree_map(partial(np.take, indices=i, axis=axis), tree) for tree, axis in batched]
+        for i in range(batch_size)
+    ]
+    return tree_map(lambda *arrays: np.stack(arrays), *(function(*member) for member in members))
+
+
+# Comparison.
+
+
+def check(implementation, what, transform, arrays, right, compiled):
+    """`transform(*arrays)` is `right(*arrays)`: a tuple of results each."""
+    run = implementation.compile(transform) if compiled else transform
+    actual = to_numpy(implementation, run(*(from_numpy(implementation, tree) for tree in arrays)))
+    named = [
+        {str(i): tree for i, tree in enumerate(result)}
+        for result in (actual, right(*tree_map(as_float64, arrays)), right(*arrays))
+    ]
+    assert_trees(f"{implementation.__name__}, {what}", *named)
+
+
+def cell(implementation, use=""):
+    return layer_of(make_cell, implementation.__name__, use)
+
+
+INPUTS = problem("cell", N).inputs
+COTANGENTS = problem("cell", N).cotangents
+TANGENTS = drawn(1, INPUTS)
+
+
+@quick
+@every_option
+def test_reverse_mode(implementation, options, compiled):
+    layer = cell(implementation)
+
+    def transform(inputs, cotangents):
+        return implementation.vjp_layers(layer, *inputs, cotangents=cotangents, **options)
+
+    right = partial(reverse_mode, reverse=options.get("reverse", False))
+    check(implementation, f"vjp_layers, {options}", transform, (INPUTS, COTANGENTS), right, compiled)
+
+
+@quick
+@every_option
+def test_forward_mode(implementation, options, compiled):
+    layer = cell(implementation)
+
+    def transform(inputs, tangents):
+        return implementation.jvp_layers(layer, *inputs, tangents=tangents, **options)
+
+    right = partial(forward_mode, reverse=options.get("reverse", False))
+    check(implementation, f"jvp_layers, {options}", transform, (INPUTS, TANGENTS), right, compiled)
+
+
+@quick
+@every_option
+def test_second_order(implementation, options, compiled):
+    check_second_order(implementation, options, compiled)
+
+
+def test_second_order_under_inductor():
+    check_second_order(loaded("torch_compile"), {}, True, "inductor")
+
+
+def check_second_order(implementation, options, compiled, use=""):
+    layer, of = cell(implementation, use), loss_of(implementation.__name__)
+
+    def transform(inputs, tangents):
+        return implementation.hvp_layers(layer, of, *inputs, tangents=tangents, **options)
+
+    right = partial(second_order, reverse=options.get("reverse", False))
+    check(implementation, f"hvp_layers, {options}", transform, (INPUTS, TANGENTS), right, compiled)
+
+
+# what -> in_axes of stacked_params, init and xs, options, and whether the user compiles
+AXES = {
+    "inits": ((None, 0, None), {}, False),
+    "ensemble": ((0, None, None), {}, True),
+    "stacks and inits": ((0, 0, None), {"unroll": 2}, True),
+    "all, reverse": ((0, 0, 0), {"reverse": True}, False),
+    "xs, axis 1": ((None, None, 1), {"remat": 2}, True),
+}
+every_batch = pytest.mark.parametrize(
+    ("axes", "options", "compiled"),
+    [
+        pytest.param(*row, id=what, marks=[long_in_torch] * (what in ("stacks and inits", "xs, axis 1")))
+        for what, row in AXES.items()
+    ],
+)
+
+
+def batched(axes):
+    return tuple(
+        tree if axis is None else tree_map(lambda a, axis=axis: np.moveaxis(a, 0, axis), batch(2, tree))
+        for tree, axis in zip(INPUTS, axes, strict=True)
+    )
+
+
+@quick
+@every_batch
+def test_batching(implementation, axes, options, compiled):
+    layer, reverse = cell(implementation), options.get("reverse", False)
+
+    def transform(*inputs):
+        return implementation.vmap_layers(layer, *inputs, in_axes=axes, **options)
+
+    def right(*inputs):
+        return one_by_one(lambda *one: values(one, reverse), *zip(inputs, axes, strict=True))
+
+    check(implementation, f"vmap_layers, {axes}, {options}", transform, batched(axes), right, compiled)
+
+
+@quick
+@every_batch
+def test_per_example_gradients(implementation, axes, options, compiled):
+    """Of what the batch shares too, one gradient for each member."""
+    check_per_example_gradients(implementation, axes, options, compiled)
+
+
+@pytest.mark.thorough
+def test_per_example_gradients_under_inductor():
+    check_per_example_gradients(loaded("torch_compile"), (None, 0, None), {}, True, "inductor")
+
+
+def check_per_example_gradients(implementation, axes, options, compiled, use=""):
+    layer, reverse = cell(implementation, use), options.get("reverse", False)
+
+    def transform(inputs, cotangents):
+        return implementation.vmap_vjp_layers(layer, *inputs, cotangents=cotangents, in_axes=axes, **options)
+
+    def right(inputs, cotangents):
+        pairs = (*zip(inputs, axes, strict=True), (cotangents, 0))
+        return one_by_one(lambda *one: reverse_mode(one[:3], one[3], reverse), *pairs)
+
+    trees = batched(axes), batch(3, COTANGENTS)
+    check(implementation, f"vmap_vjp_layers, {axes}, {options}", transform, trees, right, compiled)
+
+
+@quick
+def test_none_is_zero_for_a_whole_tree(implementation):
+    layer = cell(implementation)
+    (dcarry, dys), (tparams, tinit, _) = COTANGENTS, TANGENTS
+    zeros = tree_map(lambda a: a if a is None else np.zeros_like(a), (dys, TANGENTS[2]))
+
+    def transform(inputs, dcarry, tangents):
+        reverse = implementation.vjp_layers(layer, *inputs, cotangents=(dcarry, None))
+        forward = implementation.jvp_layers(layer, *inputs, tangents=(*tangents, None))
+        return reverse[1], forward[1]
+
+    def right(inputs, dcarry, tangents):
+        like = tree_map(lambda a: None if a is None else a.astype(dcarry["h"].dtype), zeros)
+        return reverse_mode(inputs, (dcarry, like[0]))[1], forward_mode(inputs, (*tangents, like[1]))[1]
+
+    check(implementation, "None for zero", transform, (INPUTS, dcarry, (tparams, tinit)), right, False)
+
+
+@quick
+@pytest.mark.parametrize("options", [{}, {"unroll": 2, "reverse": True}], ids=str)
+def test_reverse_mode_is_the_transpose_of_forward_mode(implementation, options):
+    """<J v, w> = <v, J' w> in float64, for v and w drawn at random: neither is compared with anything of ours."""
+    inputs, cotangents = problem("cell", N, "float64").inputs, drawn(5, problem("cell", N, "float64").cotangents)
+    tangents = drawn(6, inputs)
+    as_arrays = partial(from_numpy, implementation)
+    (_, pushed), (_, pulled) = (
+        implementation.jvp_layers(cell(implementation), *as_arrays(inputs), tangents=as_arrays(tangents), **options),
+        implementation.vjp_layers(
+            cell(implementation), *as_arrays(inputs), cotangents=as_arrays(cotangents), **options
+        ),
+    )
+    left, right = (
+        sum(np.vdot(a, b) for a, b in zip(flat(trees[0]), flat(to_numpy(implementation, trees[1])), strict=True))
+        for trees in ((cotangents, pushed), (tangents, pulled))
+    )
+    scale = sum(abs(a * b).sum() for a, b in zip(flat(tangents), flat(to_numpy(implementation, pulled)), strict=True))
+    assert abs(left - right) <= 1e-14 * scale
+    assert scale > 1
