@@ -221,8 +221,9 @@ class Implementation(Protocol):
     # alternatives.py: what users do today, name -> (apply, compiler, or None if it is compiled already); first the raw
     # primitive as first written, its name "raw ..."
     ALTERNATIVES: Mapping[str, Any]
-    # The same for any layer: name -> (stack, compiler); stack(layer) is a function of stacked params and init.
-    LAYER_ALTERNATIVES: Mapping[str, Any]
+    # What users write for any layer, compiled as they call the compiler: rolled, unrolled, and what they do instead.
+    # Form -> (stack, compiler); stack(layer) is a function of the stacked params and init, which returns the carry.
+    LAYER_FORMS: Mapping[str, Any]
 
     # graph.py: size at the three levels; everything that touches framework internals
     UNITS: Mapping[str, str]  # level -> what is counted there

@@ -1,6 +1,6 @@
 """The canonical layer stack: `jax.lax.scan`. The names and their order: `implementations/interface.py`."""
 
-from jax_scan.alternatives import ALTERNATIVES, LAYER_ALTERNATIVES
+from jax_scan.alternatives import ALTERNATIVES, LAYER_FORMS
 from jax_scan.autodiff import compile_gradient, gradient
 from jax_scan.decoding import decode, empty_cache
 from jax_scan.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
@@ -54,7 +54,7 @@ __all__ = [
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",
-    "LAYER_ALTERNATIVES",
+    "LAYER_FORMS",
     "UNITS",
     "graph_size",
     "compile_seconds",

@@ -13,6 +13,7 @@ from jax import lax
 
 from jax_scan.edges import compile
 from jax_scan.layers import dense
+from jax_scan.stack import scan_layers, unroll_layers
 
 Layer = Callable[..., tuple[Any, Any]]
 Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
@@ -49,8 +50,14 @@ def compiled_layer(layer: Layer) -> Stack:
     return stack
 
 
-LAYER_ALTERNATIVES = {"fori_loop": (fori_loop, compile), "compiled layer": (compiled_layer, None)}
 ALTERNATIVES = {
     "raw scan": (raw_scan, compile),
-    **{name: (stack(dense), compiler) for name, (stack, compiler) in LAYER_ALTERNATIVES.items()},
+    "fori_loop": (fori_loop(dense), compile),
+    "compiled layer": (compiled_layer(dense), None),
+}
+LAYER_FORMS = {
+    "rolled": (lambda layer: lambda params, init: scan_layers(layer, params, init)[0], compile),
+    "unrolled": (lambda layer: lambda params, init: unroll_layers(layer, params, init)[0], compile),
+    "fori_loop": (fori_loop, compile),
+    "compiled layer": (compiled_layer, None),
 }

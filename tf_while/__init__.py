@@ -1,6 +1,6 @@
 """The layer stack by `tf.while_loop`. The names and their order: `implementations/interface.py`."""
 
-from tf_while.alternatives import ALTERNATIVES, LAYER_ALTERNATIVES
+from tf_while.alternatives import ALTERNATIVES, LAYER_FORMS
 from tf_while.autodiff import compile_gradient, gradient
 from tf_while.decoding import decode, empty_cache
 from tf_while.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
@@ -54,7 +54,7 @@ __all__ = [
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",
-    "LAYER_ALTERNATIVES",
+    "LAYER_FORMS",
     "UNITS",
     "graph_size",
     "compile_seconds",

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tf_while.edges import compile
 from tf_while.layers import dense
-from tf_while.stack import scan_apply_layers, scan_layers
+from tf_while.stack import scan_apply_layers, scan_layers, unroll_layers
 
 Layer = Callable[..., tuple[Any, Any]]
 Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
@@ -33,8 +33,8 @@ def graph_mode(apply):
     return tf.function(apply, autograph=False)
 
 
-def graph_mode_layers(layer: Layer) -> Stack:
-    """Our own loop, for `graph_mode`."""
+def scanned(layer: Layer) -> Stack:
+    """Our own loop, which `compile` and `graph_mode` both take."""
     return lambda params, init: scan_layers(layer, params, init)[0]
 
 
@@ -72,14 +72,16 @@ def foldl(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.foldl(lambda y, w: dense(y, w)[0], weights, initializer=x)
 
 
-LAYER_ALTERNATIVES = {
-    "graph mode": (graph_mode_layers, graph_mode),
-    "AutoGraph loop": (autograph_loop, compile),
-    "Keras layers": (keras_layers, graph_mode),
-}
 ALTERNATIVES = {
     "raw while_loop": (raw_while_loop, compile),
     "graph mode": (scan_apply_layers, graph_mode),
     "AutoGraph loop": (autograph_loop(dense), compile),
     "tf.foldl": (foldl, compile),
+}
+LAYER_FORMS = {
+    "rolled": (scanned, compile),
+    "unrolled": (lambda layer: lambda params, init: unroll_layers(layer, params, init)[0], compile),
+    "graph mode": (scanned, graph_mode),
+    "AutoGraph loop": (autograph_loop, compile),
+    "Keras layers": (keras_layers, graph_mode),
 }

@@ -1,6 +1,6 @@
 """The layer stack by torch's scan operator. The names and their order: `implementations/interface.py`."""
 
-from torch_compile.alternatives import ALTERNATIVES, LAYER_ALTERNATIVES
+from torch_compile.alternatives import ALTERNATIVES, LAYER_FORMS
 from torch_compile.autodiff import compile_gradient, gradient
 from torch_compile.decoding import decode, empty_cache
 from torch_compile.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
@@ -54,7 +54,7 @@ __all__ = [
     "LAYERS",
     "init_layers",
     "ALTERNATIVES",
-    "LAYER_ALTERNATIVES",
+    "LAYER_FORMS",
     "UNITS",
     "graph_size",
     "compile_seconds",

@@ -13,8 +13,9 @@ import torch
 from torch._higher_order_ops.scan import scan
 from torch.utils import _pytree as pytree
 
-from torch_compile.edges import compile, compile_with
+from torch_compile.edges import compile_with
 from torch_compile.layers import dense
+from torch_compile.stack import scan_layers, unroll_layers
 
 Layer = Callable[..., tuple[Any, Any]]
 Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
@@ -48,7 +49,7 @@ def nested_compile_region(layer: Layer) -> Stack:
 
 def compiled_layer(layer: Layer) -> Stack:
     """One compiled layer, called N times from Python: constant compile time, N calls."""
-    return _loop(compile(lambda carry, params: layer(carry, params)[0]))
+    return _loop(as_it_comes(lambda carry, params: layer(carry, params)[0]))
 
 
 def _loop(called: Callable[[Any, Any], Any]) -> Stack:
@@ -62,12 +63,15 @@ def _loop(called: Callable[[Any, Any], Any]) -> Stack:
     return stack
 
 
-LAYER_ALTERNATIVES = {
-    "nested_compile_region": (nested_compile_region, as_it_comes),
-    "compiled layer": (compiled_layer, None),
-}
 ALTERNATIVES = {
     "raw scan": (raw_scan, as_it_comes),
     "while_loop": (while_loop, as_it_comes),
-    **{name: (stack(dense), compiler) for name, (stack, compiler) in LAYER_ALTERNATIVES.items()},
+    "nested_compile_region": (nested_compile_region(dense), as_it_comes),
+    "compiled layer": (compiled_layer(dense), None),
+}
+LAYER_FORMS = {
+    "rolled": (lambda layer: lambda params, init: scan_layers(layer, params, init)[0], as_it_comes),
+    "unrolled": (lambda layer: lambda params, init: unroll_layers(layer, params, init)[0], as_it_comes),
+    "nested_compile_region": (nested_compile_region, as_it_comes),
+    "compiled layer": (compiled_layer, None),
 }

@@ -106,17 +106,11 @@ def forms(implementation: Implementation, case: Case, mask: Array | None) -> dic
             others = implementation.ALTERNATIVES
             chosen |= {name: others[name] for name in others if case.program == "forward" or name.startswith(RAW)}
         return chosen
-    stacks: dict[str, tuple[Any, Any]] = {
-        form: (_stack(scan), implementation.compile)
-        for form, scan in zip(FORMS, (implementation.scan_layers, implementation.unroll_layers), strict=True)
-    }
-    stacks |= implementation.LAYER_ALTERNATIVES if bench_facts.is_step(case._asdict()) else {}
     layer = batched_dense if case.layer == "dense" else implementation.LAYERS[case.layer]
+    stacks = dict(implementation.LAYER_FORMS)
+    if not bench_facts.is_step(case._asdict()):
+        stacks = {form: (stacks[form][0], implementation.compile) for form in FORMS}
     return {form: (flat_stack(case, stack(layer), mask), compiler) for form, (stack, compiler) in stacks.items()}
-
-
-def _stack(scan: Callable[..., Any]) -> Callable[[Any], Callable[[Any, Any], Any]]:
-    return lambda layer: lambda params, init: scan(layer, params, init)[0]
 
 
 def flat_stack(case: Case, stack: Callable[[Any, Any], Any], mask: Array | None) -> Apply:
@@ -161,7 +155,9 @@ def measure_case(
             with _noting(form, skipped):
                 implementation.wait(made())
                 timed[form] = made
-    run_seconds, tries = quietest(timed, implementation.wait, budget)
+    # a step is so long that few rounds fit, and so steady that their quartiles tell
+    once = bench_facts.is_step(case._asdict())
+    run_seconds, tries = quietest(timed, implementation.wait, budget, 1 if once else TRIES)
     weights_bytes = sum(array.nbytes for array in posed.weights)
     peak = case.program in PROGRAMS.values() and weights_bytes >= PEAK_BYTES and on_cpu(implementation)
     return {
@@ -278,14 +274,14 @@ def estimated_seconds(implementation: Implementation, case: Case, form: str, pat
 
 
 def quietest(
-    timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any], budget: float
+    timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any], budget: float, tries: int = TRIES
 ) -> tuple[dict[str, list[float]], int]:
     """Seconds of each call in the try with the least noise, and how many tries there were: no more than are needed for
     every form to be a figure, or than there is time for."""
     found: list[dict[str, list[float]]] = []
     start = time.perf_counter()
-    while len(found) < TRIES and (not found or time.perf_counter() - start < budget):
-        found.append(interleave(timed, budget / TRIES, wait))
+    while len(found) < tries and (not found or time.perf_counter() - start < budget):
+        found.append(interleave(timed, budget / tries, wait))
         if bench_facts.noisiest(found[-1]) <= bench_facts.NOISY:
             break
     return min(found, key=bench_facts.noisiest), len(found)

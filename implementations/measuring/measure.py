@@ -69,7 +69,7 @@ MODES = {
     "default": Mode(
         (4, 64, 1024), (4, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (2, 4),
         False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255),
-        checkpoint=True, training=True, bench=bench.TRAINED[:1], bench_seconds=4.0,
+        checkpoint=True, training=True, bench=bench.TRAINED[:1], bench_seconds=8.0,
     ),
     "full": Mode(
         DEPTHS, DEPTHS, DEPTHS[1:], dict.fromkeys(DTYPES, NAMES), DEPTHS, DEPTHS, True,

@@ -207,7 +207,7 @@ def _card(measured: Measured) -> str:
         facts.append(("rolled", count, f"{_unit(measured)}, from {flat.first} layers to {flat.last:,}"))
     steps = bench_facts.steps(measured)
     ratio = bench_facts.over(steps[0], "rolled", "unrolled") if steps else None
-    if ratio and not bench_facts.is_noisy(steps[0], "rolled", "unrolled"):
+    if ratio:
         said = f"time of a training step, rolled against unrolled: {steps[0]['layer']}, {steps[0]['N']} layers"
         facts.append(("", wording.times(ratio.median), said))
     compiled = summary.compared(measured, "compile_seconds")

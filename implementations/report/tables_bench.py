@@ -23,17 +23,16 @@ def steps(results: Results) -> Table:
             sizes[row["layer"]] += f", batch {row['batch']}"
             for form in (form for form in seconds if form != LIMIT):
                 name = row["layer"].replace("_", " ") if form == "rolled" else ""
-                time = TOO_NOISY if bench_facts.is_noisy(row, form) else wording.seconds(median(seconds[form]))
+                time = wording.seconds(median(seconds[form]))
                 compiled, rolled = (row["compile_seconds"][of][0] for of in (form, "rolled"))
-                ratios = _over(row, "rolled", form), f"{rolled / compiled:.2f}"
+                ratios = wording.spread(summary.ratio(seconds["rolled"], seconds[form])), f"{rolled / compiled:.2f}"
                 shown = (NONE, NONE) if form == "rolled" else ratios
                 rows.append([measured["name"], name, form, time, shown[0], wording.seconds(compiled), shown[1]])
             left_out += [f"{measured['name']}, {row['layer']}, {form}: {why}" for form, why in row["skipped"].items()]
     note = (
         "A step: gradient and update of all parameters, median time; forms are timed in rounds of a random order. "
         "Compile: what the first call of the gradient takes beyond the second, from cold. Ratios: rolled over the form "
-        "of the row, below 1 the scan takes less. ±: half the distance between the extremes of five parts of the "
-        f"rounds. {TOO_NOISY}: above {NOISY:.0%}, in the quietest of up to three tries. "
+        "of the row, below 1 the scan takes less. ±: half the distance between the quartiles. "
         f"Sizes: {'; '.join(f'{layer} {said}' for layer, said in sizes.items())}; float32."
     )
     note += f" Not run: {'; '.join(left_out)}." if left_out else ""
