@@ -137,6 +137,13 @@ def claim(results: Results) -> str:
         near = [f"{ratio.median:.3g} in {m['name']} ({bench_facts.name(row)})" for m, row, ratio in _nearest(results)]
         if near:
             return f"The time of the layers over that of reading their weights once: {_list(near)}."
+        steps = [
+            f"{wording.spread(bench_facts.against(row, 'unrolled'))} in {m['name']} ({row['layer']})"
+            for m in summary.ran(results)
+            for row in bench_facts.steps(m)[:1]
+        ]
+        if steps:
+            return f"The time of a training step over that of its unrolled twin: {_list(steps)}."
         return "No graph size was measured at two depths: nothing can be claimed here."
     last, first = min(fact.last for _, fact in facts), max(fact.first for _, fact in facts)
     names = _list([measured["name"] for measured, _ in facts])
@@ -206,8 +213,8 @@ def _card(measured: Measured) -> str:
         count = f"{flat.low:,}" if flat.low == flat.high else f"{flat.low:,}–{flat.high:,}"
         facts.append(("rolled", count, f"{_unit(measured)}, from {flat.first} layers to {flat.last:,}"))
     steps = bench_facts.steps(measured)
-    ratio = bench_facts.over(steps[0], "rolled", "unrolled") if steps else None
-    if ratio:
+    if steps:
+        ratio = bench_facts.against(steps[0], "unrolled")
         said = f"time of a training step, rolled against unrolled: {steps[0]['layer']}, {steps[0]['N']} layers"
         facts.append(("", wording.times(ratio.median), said))
     compiled = summary.compared(measured, "compile_seconds")

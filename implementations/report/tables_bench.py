@@ -25,12 +25,13 @@ def steps(results: Results) -> Table:
                 name = row["layer"].replace("_", " ") if form == "rolled" else ""
                 time = wording.seconds(median(seconds[form]))
                 compiled, rolled = (row["compile_seconds"][of][0] for of in (form, "rolled"))
-                ratios = wording.spread(summary.ratio(seconds["rolled"], seconds[form])), f"{rolled / compiled:.2f}"
+                ratios = wording.spread(bench_facts.against(row, form)), f"{rolled / compiled:.2f}"
                 shown = (NONE, NONE) if form == "rolled" else ratios
                 rows.append([measured["name"], name, form, time, shown[0], wording.seconds(compiled), shown[1]])
             left_out += [f"{measured['name']}, {row['layer']}, {form}: {why}" for form, why in row["skipped"].items()]
     note = (
-        "A step: gradient and update of all parameters, median time; forms are timed in rounds of a random order. "
+        "A step: gradient and update of all parameters, median time; forms are timed in rounds of a random order, "
+        "compiled as users call the compiler, without options of ours. "
         "Compile: what the first call of the gradient takes beyond the second, from cold. Ratios: rolled over the form "
         "of the row, below 1 the scan takes less. ±: half the distance between the quartiles. "
         f"Sizes: {'; '.join(f'{layer} {said}' for layer, said in sizes.items())}; float32."

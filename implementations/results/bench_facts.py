@@ -93,6 +93,11 @@ def is_step(row: Row) -> bool:
     return row["layer"] != "dense" and row["program"] == "training step"
 
 
+def against(row: Row, form: str) -> Spread:
+    """The time of a rolled step over that of another form, round by round: steps are long, and their rounds are few."""
+    return summary.ratio(row["run_seconds"]["rolled"], row["run_seconds"][form])
+
+
 def width(sizes: Mapping[str, int]) -> tuple[str, int]:
     """The symbol of the carry's last axis and its size."""
     return next((symbol, sizes[symbol]) for symbol in "dc" if symbol in sizes)

@@ -109,6 +109,7 @@ def test_a_training_step_is_the_first_timing_with_a_row_for_each_form() -> None:
     ]
     assert len(shown(rows_of(missing), "steps").rows) == 3
     assert "Not run: jax_scan, mlp, other loop: raises ValueError." in shown(rows_of(missing), "steps").note
+    assert html.claim(found) == "The time of a training step over that of its unrolled twin: 0.5 in jax_scan (mlp)."
     assert not any(table.name == "bench" for table in tables.tables(found))  # it has no limit worth a line
     everything = results()
     everything["implementations"][0]["bench"].append(step)
