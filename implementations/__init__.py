@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import cast
 
 from implementations.interface import Implementation
 
+ROOT = Path(__file__).resolve().parents[1]  # where commands run
 NAMES = ("jax_scan", "torch_compile", "tf_while")
 
 # What each folder needs, as pip names them: the word of advice when it is missing.

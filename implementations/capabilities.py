@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import pkgutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-from implementations import NAMES, files
+from implementations import NAMES, ROOT, files
 
 BEGIN, END = "<!-- capabilities -->", "<!-- /capabilities -->"
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Yes(NamedTuple):

@@ -26,9 +26,8 @@ from typing import Any
 
 from rich.console import Console
 
-from implementations import NAMES, capabilities, files, progress
+from implementations import NAMES, ROOT, capabilities, files, progress
 from implementations.measuring import isolate, training_check
-from implementations.measuring.isolate import ROOT
 from implementations.report import figures, html, tables
 from implementations.results import deviations
 
@@ -202,8 +201,8 @@ def merge(
       bench          stacks timed beside their limit and training steps beside what users do instead, one step in a
                      default run, empty in a quick one: layer, N, sizes, batch (0 for a single vector), dtype, program
                      ("forward", "gradient", "training step"), limit ("read": the weights once; "product": of the batch
-                     with as many numbers), run_seconds (form -> seconds in each round; the forms are limit, rolled,
-                     unrolled, and names of alternatives), tries (how many times that was measured; the quietest is
+                     with as many numbers; null of a step), run_seconds (form -> seconds in each round; the
+                     forms are limit, but of a step, rolled, unrolled, and names of alternatives), tries (how many times that was measured; the quietest is
                      here), compile_seconds (form -> seconds from cold, and again; of some cases; of a training step
                      those of its gradient, once), skipped (form -> reason), weights_bytes, peak_bytes (what the process
                      held at most while the rolled form ran, beside what it held before; null where not measured), load

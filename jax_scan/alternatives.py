@@ -1,6 +1,7 @@
 """What JAX users write today instead of a scan, measured beside it.
 
-Each entry is (apply, compiler): how such a program is written, and how it is compiled.
+Each entry is how such a program is written, and how it is compiled: ALTERNATIVES has (apply, compiler) of the dense
+stack, LAYER_FORMS (stack, compiler) of any layer, the scan and its twin among them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,16 @@ from jax_scan.stack import scan_layers, unroll_layers
 
 Layer = Callable[..., tuple[Any, Any]]
 Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
+
+
+def rolled(layer: Layer) -> Stack:
+    """The scan."""
+    return lambda params, init: scan_layers(layer, params, init)[0]
+
+
+def unrolled(layer: Layer) -> Stack:
+    """Its twin."""
+    return lambda params, init: unroll_layers(layer, params, init)[0]
 
 
 def raw_scan(weights: jax.Array, x: jax.Array) -> jax.Array:
@@ -56,8 +67,8 @@ ALTERNATIVES = {
     "compiled layer": (compiled_layer(dense), None),
 }
 LAYER_FORMS = {
-    "rolled": (lambda layer: lambda params, init: scan_layers(layer, params, init)[0], compile),
-    "unrolled": (lambda layer: lambda params, init: unroll_layers(layer, params, init)[0], compile),
+    "rolled": (rolled, compile),
+    "unrolled": (unrolled, compile),
     "fori_loop": (fori_loop, compile),
     "compiled layer": (compiled_layer, None),
 }

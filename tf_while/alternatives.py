@@ -1,6 +1,7 @@
 """What TensorFlow users write today instead of an own loop under XLA, measured beside it.
 
-Each entry is (apply, compiler): how such a program is written, and how it is compiled.
+Each entry is how such a program is written, and how it is compiled: ALTERNATIVES has (apply, compiler) of the dense
+stack, LAYER_FORMS (stack, compiler) of any layer, the scan and its twin among them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ Layer = Callable[..., tuple[Any, Any]]
 Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
 
 
+def rolled(layer: Layer) -> Stack:
+    """The scan."""
+    return lambda params, init: scan_layers(layer, params, init)[0]
+
+
+def unrolled(layer: Layer) -> Stack:
+    """Its twin."""
+    return lambda params, init: unroll_layers(layer, params, init)[0]
+
+
 def raw_while_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The loop as first written: no checks, and TensorFlow's own gradient."""
     num_layers = weights.shape[0]
@@ -31,11 +42,6 @@ def raw_while_loop(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def graph_mode(apply):
     """`tf.function` without XLA: any N in one graph, and one kernel launch for each operation."""
     return tf.function(apply, autograph=False)
-
-
-def scanned(layer: Layer) -> Stack:
-    """Our own loop, which `compile` and `graph_mode` both take."""
-    return lambda params, init: scan_layers(layer, params, init)[0]
 
 
 def autograph_loop(layer: Layer) -> Stack:
@@ -79,9 +85,9 @@ ALTERNATIVES = {
     "tf.foldl": (foldl, compile),
 }
 LAYER_FORMS = {
-    "rolled": (scanned, compile),
-    "unrolled": (lambda layer: lambda params, init: unroll_layers(layer, params, init)[0], compile),
-    "graph mode": (scanned, graph_mode),
+    "rolled": (rolled, compile),
+    "unrolled": (unrolled, compile),
+    "graph mode": (rolled, graph_mode),
     "AutoGraph loop": (autograph_loop, compile),
     "Keras layers": (keras_layers, graph_mode),
 }

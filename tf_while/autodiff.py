@@ -88,8 +88,8 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
 
 def _kept_again(plan: Plan, traced: Traced, stacked: Arrays, init: Arrays) -> Arrays:
     """What the loop forwards keeps; a layer with state says, once it is loaded, that it cannot run again."""
-    is_pure = [] if traced.state is None else [tf.debugging.Assert(False, [str(arguments.runs_twice(traced.state))])]
-    with tf.control_dependencies(is_pure):
+    refused = [] if traced.state is None else [tf.debugging.Assert(False, [str(arguments.runs_twice(traced.state))])]
+    with tf.control_dependencies(refused):
         return scan(plan, [*map(tf.identity, stacked)], [*map(tf.identity, init)], keep=True)[2]
 
 

@@ -1,6 +1,7 @@
 """What torch users write today instead of a scan with its own gradient, measured beside it.
 
-Each entry is (apply, compiler): how such a program is written, and how it is compiled.
+Each entry is how such a program is written, and how it is compiled: ALTERNATIVES has (apply, compiler) of the dense
+stack, LAYER_FORMS (stack, compiler) of any layer, the scan and its twin among them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ Layer = Callable[..., tuple[Any, Any]]
 Stack = Callable[[Any, Any], Any]  # (stacked_params, init) -> the last carry
 
 as_it_comes = partial(compile_with, {})  # as users call `torch.compile`
+
+
+def rolled(layer: Layer) -> Stack:
+    """The scan."""
+    return lambda params, init: scan_layers(layer, params, init)[0]
+
+
+def unrolled(layer: Layer) -> Stack:
+    """Its twin."""
+    return lambda params, init: unroll_layers(layer, params, init)[0]
 
 
 def raw_scan(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -70,8 +81,8 @@ ALTERNATIVES = {
     "compiled layer": (compiled_layer(dense), None),
 }
 LAYER_FORMS = {
-    "rolled": (lambda layer: lambda params, init: scan_layers(layer, params, init)[0], as_it_comes),
-    "unrolled": (lambda layer: lambda params, init: unroll_layers(layer, params, init)[0], as_it_comes),
+    "rolled": (rolled, as_it_comes),
+    "unrolled": (unrolled, as_it_comes),
     "nested_compile_region": (nested_compile_region, as_it_comes),
     "compiled layer": (compiled_layer, None),
 }

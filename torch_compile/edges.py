@@ -52,9 +52,8 @@ def cold() -> Iterator[None]:
     kept = cache_dir()
     with fresh_cache():
         yield
-        with contextlib.suppress(
-            shutil.Error
-        ):  # some are there already. Who compiles the same program to run it, need not wait
+        # Who compiles the same program to run it need not wait. Some of the files are there already.
+        with contextlib.suppress(shutil.Error):
             shutil.copytree(cache_dir(), kept, copy_function=os.link, dirs_exist_ok=True)
 
 

@@ -96,7 +96,7 @@ def steps(implementation: Implementation, cases: tuple[Case, ...]) -> int:
 
 
 def forms(implementation: Implementation, case: Case, mask: Array | None) -> dict[str, tuple[Any, Any]]:
-    """Form -> (apply, compiler). ALTERNATIVES are for single vectors in float32, others for training steps alone."""
+    """Form -> (apply, compiler). What users do instead: of single vectors in float32, and of training steps."""
     if _is_single(case):
         pair = implementation.scan_apply_layers, implementation.unroll_apply_layers
         chosen: dict[str, Any] = {
@@ -107,8 +107,8 @@ def forms(implementation: Implementation, case: Case, mask: Array | None) -> dic
             chosen |= {name: others[name] for name in others if case.program == "forward" or name.startswith(RAW)}
         return chosen
     layer = batched_dense if case.layer == "dense" else implementation.LAYERS[case.layer]
-    stacks = dict(implementation.LAYER_FORMS)
-    if not bench_facts.is_step(case._asdict()):
+    stacks = implementation.LAYER_FORMS
+    if not is_step(case):
         stacks = {form: (stacks[form][0], implementation.compile) for form in FORMS}
     return {form: (flat_stack(case, stack(layer), mask), compiler) for form, (stack, compiler) in stacks.items()}
 
@@ -129,7 +129,7 @@ def measure_case(
     """One row of the block "bench"; budget: seconds of timing, all tries together."""
     load = [_load()]
     posed = problem(implementation, case)
-    timed: dict[str, Callable[[], Any]] = {LIMIT: limit(implementation, case, posed)}
+    timed: dict[str, Callable[[], Any]] = {} if is_step(case) else {LIMIT: limit(implementation, case, posed)}
     skipped: dict[str, str] = {}
     compiled: dict[str, list[float]] = {}
     gradients: dict[str, Callable[[], Any]] = {}
@@ -142,7 +142,7 @@ def measure_case(
                 seconds = estimated_seconds(implementation, case, form, patience)
         if seconds > patience:
             skipped[form] = f"would compile for about {wording.seconds(seconds)}"
-        elif bench_facts.is_step(case._asdict()):
+        elif is_step(case):
             with _noting(form, skipped), implementation.cold():
                 gradients[form] = program(implementation, case._replace(program="gradient"), apply, compiler, posed)
                 compiled[form] = [first_call(gradients[form], implementation.wait)]
@@ -155,15 +155,16 @@ def measure_case(
             with _noting(form, skipped):
                 implementation.wait(made())
                 timed[form] = made
-    # a step is so long that few rounds fit, and so steady that their quartiles tell
-    once = bench_facts.is_step(case._asdict())
-    run_seconds, tries = quietest(timed, implementation.wait, budget, 1 if once else TRIES)
+    if is_step(case):  # so long that few rounds fit, and so steady that their quartiles tell
+        run_seconds, tries = interleave(timed, budget, implementation.wait), 1
+    else:
+        run_seconds, tries = quietest(timed, implementation.wait, budget)
     weights_bytes = sum(array.nbytes for array in posed.weights)
     peak = case.program in PROGRAMS.values() and weights_bytes >= PEAK_BYTES and on_cpu(implementation)
     return {
         **case._asdict(),
         "sizes": dict(case.sizes),
-        "limit": "read" if _is_single(case) else "product",
+        "limit": None if is_step(case) else "read" if _is_single(case) else "product",
         "run_seconds": run_seconds,
         "tries": tries,
         "compile_seconds": compiled,
@@ -274,14 +275,14 @@ def estimated_seconds(implementation: Implementation, case: Case, form: str, pat
 
 
 def quietest(
-    timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any], budget: float, tries: int = TRIES
+    timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any], budget: float
 ) -> tuple[dict[str, list[float]], int]:
     """Seconds of each call in the try with the least noise, and how many tries there were: no more than are needed for
     every form to be a figure, or than there is time for."""
     found: list[dict[str, list[float]]] = []
     start = time.perf_counter()
-    while len(found) < tries and (not found or time.perf_counter() - start < budget):
-        found.append(interleave(timed, budget / tries, wait))
+    while len(found) < TRIES and (not found or time.perf_counter() - start < budget):
+        found.append(interleave(timed, budget / TRIES, wait))
         if bench_facts.noisiest(found[-1]) <= bench_facts.NOISY:
             break
     return min(found, key=bench_facts.noisiest), len(found)
@@ -315,6 +316,10 @@ def _status() -> dict[str, int]:
 
 def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def is_step(case: Case) -> bool:
+    return bench_facts.is_step(case._asdict())
 
 
 def _is_single(case: Case) -> bool:

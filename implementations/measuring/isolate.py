@@ -16,16 +16,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
+from implementations import ROOT
 from implementations.progress import Report
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(name: str, arguments: Sequence[str], timeout: float, tell: Report) -> dict[str, Any]:
-    """The result that `implementations.measure` prints for implementation `name`."""
+    """The result that `implementations.measuring.measure` prints for implementation `name`."""
     return run(name, [sys.executable, "-m", "implementations.measuring.measure", name, *arguments], timeout, tell)
 
 

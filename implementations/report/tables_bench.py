@@ -21,7 +21,7 @@ def steps(results: Results) -> Table:
             seconds = row["run_seconds"]
             sizes[row["layer"]] = ", ".join(f"{k} {v}" for k, v in [("N", row["N"]), *row["sizes"].items()])
             sizes[row["layer"]] += f", batch {row['batch']}"
-            for form in (form for form in seconds if form != LIMIT):
+            for form in seconds:
                 name = row["layer"].replace("_", " ") if form == "rolled" else ""
                 time = wording.seconds(median(seconds[form]))
                 compiled, rolled = (row["compile_seconds"][of][0] for of in (form, "rolled"))

@@ -100,7 +100,7 @@ def against(row: Row, form: str) -> Spread:
 
 def width(sizes: Mapping[str, int]) -> tuple[str, int]:
     """The symbol of the carry's last axis and its size."""
-    return next((symbol, sizes[symbol]) for symbol in "dc" if symbol in sizes)
+    return next((symbol, sizes[symbol]) for symbol in ("d", "c") if symbol in sizes)
 
 
 def name(row: Row) -> str:

