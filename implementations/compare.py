@@ -201,12 +201,12 @@ def merge(
       bench          stacks timed beside their limit and training steps beside what users do instead, one step in a
                      default run, empty in a quick one: layer, N, sizes, batch (0 for a single vector), dtype, program
                      ("forward", "gradient", "training step"), limit ("read": the weights once; "product": of the batch
-                     with as many numbers; null of a step), run_seconds (form -> seconds in each round; the
-                     forms are limit, but of a step, rolled, unrolled, and names of alternatives), tries (how many times that was measured; the quietest is
-                     here), compile_seconds (form -> seconds from cold, and again; of some cases; of a training step
-                     those of its gradient, once), skipped (form -> reason), weights_bytes, peak_bytes (what the process
-                     held at most while the rolled form ran, beside what it held before; null where not measured), load
-                     (the average before and after; null where there is none)
+                     with as many numbers; null of a step), run_seconds (form -> seconds in each round; the forms are
+                     limit, which a step has not, rolled, unrolled, and names of alternatives), tries (how many times
+                     that was measured; the quietest is here), compile_seconds (form -> seconds from cold, and again; of
+                     some cases; of a step those of its gradient, once), skipped (form -> reason), weights_bytes,
+                     peak_bytes (what the process held at most while the rolled form ran, beside what it held before;
+                     null where not measured), load (the average before and after; null where there is none)
     training         the same by NumPy: N, its sizes, float64 and float32 (losses and weight_norms each); null in a
                      quick run
     capabilities     names, rows of states and numbered notes: the declared matrix
