@@ -4,6 +4,17 @@
 signatures (the type checker holds each module against the protocol, a test holds the order). `Array` is the
 framework's own array. Symbols: N layers, d width. Counts of two frameworks have different units: compare growth
 within one framework, never two absolute counts.
+
+    layer        what is repeated: a function (carry, params[, x]) -> (new_carry, y)
+    stack        N layers of one kind, one after the other; its params are stacked: arrays [N, ...]
+    carry        what goes from layer to layer: the activation
+    xs, ys       what each layer is given, and returns, beside the carry: arrays [N, ...]
+    rolled       the stack as a loop; unrolled: its twin, with N layers in the graph
+    residual     what the forward pass keeps of a layer for the backward pass; remat computes it again instead
+    tangent      a direction, forward mode; cotangent: the gradient of the loss by a result, reverse mode
+    program      what a framework compiles for one function and one set of shapes
+    captured     what a framework traced; lowered: what its compiler is given; compiled: what that makes of it
+    leaf         an array in a tree of nested dicts, tuples and lists
 """
 
 from __future__ import annotations
@@ -225,7 +236,7 @@ class Implementation(Protocol):
     # Form -> (stack, compiler); stack(layer) is a function of the stacked params and init, which returns the carry.
     LAYER_FORMS: Mapping[str, Any]
 
-    # graph.py: size at the three levels; everything that touches framework internals
+    # graph.py: size at the three levels
     UNITS: Mapping[str, str]  # level -> what is counted there
 
     def graph_size(

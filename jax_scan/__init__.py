@@ -28,6 +28,7 @@ from jax_scan.transforms import (
 )
 
 __all__ = [
+    # what users call
     "scan_apply_layers",
     "scan_layers",
     "unroll_apply_layers",
@@ -53,6 +54,7 @@ __all__ = [
     "train",
     "LAYERS",
     "init_layers",
+    # what the comparison asks for
     "ALTERNATIVES",
     "LAYER_FORMS",
     "UNITS",

@@ -1,6 +1,6 @@
 """Graph size at three levels: what JAX captures, what it hands to XLA, what XLA makes of it.
 
-Everything that touches JAX's internals is here. A sub-program (the body of a scan) counts once, as often as it runs.
+A sub-program (the body of a scan) counts once, as often as it runs.
 Source: https://docs.jax.dev/en/latest/aot.html
 """
 
@@ -54,7 +54,7 @@ def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None 
 
 def program_count() -> int:
     """Programs compiled so far for `scan_apply_layers` called as it stands: one for each N, d and dtype."""
-    return stack._scan._cache_size()  # type: ignore[attr-defined]
+    return stack._scan_dense._cache_size()  # type: ignore[attr-defined]
 
 
 def _traced(apply: Callable[..., Any], args: tuple[jax.Array, ...], cotangent: jax.Array | None) -> Any:

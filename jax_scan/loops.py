@@ -18,7 +18,7 @@ from jax import lax
 from jax import numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jax_scan.edges import hoist
+from jax_scan.programs import hoist
 
 Layer = Callable[..., tuple[Any, Any]]
 

@@ -24,10 +24,10 @@ from reference import arguments
 
 
 def gated(layer: Layer) -> Layer:
-    """`gate * layer + (1 - gate) * nothing`: xs are gates [N], or (gates, xs of layer). Differentiable in the gate.
+    """`gate * new_carry + (1 - gate) * carry`: xs are gates [N], or (gates, xs of layer). Differentiable in the gate.
 
     Gates of 0 and 1 leave before the last layer, or pad stacks of several depths to one, and so to one program. A layer
-    behind a closed gate is still computed: where it is not finite, neither is the result. Its y stays as it is."""
+    whose gate is 0 is still computed: where it is not finite, neither is the result. Its y stays as it is."""
 
     def step(carry: Any, params: Any, x: Any) -> tuple[Any, Any]:
         gate, *rest = x if isinstance(x, tuple) else (x,)

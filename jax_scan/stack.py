@@ -17,10 +17,11 @@ import jax
 from jax import lax
 
 from jax_scan import loops
-from jax_scan.edges import as_leaf, kept
+from jax_scan.checks import prepare
+from jax_scan.edges import as_leaf
 from jax_scan.layers import dense
 from jax_scan.loops import Layer
-from jax_scan.trees import prepare
+from jax_scan.programs import kept
 from reference import arguments
 
 
@@ -46,11 +47,11 @@ def scan_apply_layers(weights: jax.Array, x: jax.Array) -> jax.Array:
     Limits: one compilation for each N.
     """
     _check(weights, x)
-    return _scan(weights, x)
+    return _scan_dense(weights, x)
 
 
 @jax.jit
-def _scan(weights: jax.Array, x: jax.Array) -> jax.Array:
+def _scan_dense(weights: jax.Array, x: jax.Array) -> jax.Array:
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;

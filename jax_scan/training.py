@@ -2,7 +2,7 @@
 
 One step is a gradient, clipped layer by layer, and AdamW: the gradient of a scanned stack is stacked like its params,
 so an optimizer takes it as it is, and only what is meant for each layer by itself (`clip`) has to know.
-Line-parallel with `reference/training.py`. The optimizer is optax's: eps outside of the root, weight decay beside Adam.
+Steps as in `reference/training.py`. The optimizer is optax's: eps outside of the root, weight decay beside Adam.
 Source: https://optax.readthedocs.io/en/latest/api/optimizers.html#optax.adamw
 """
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 
-from jax_scan.edges import as_leaf, kept
+from jax_scan.edges import as_leaf
 from jax_scan.loops import Layer
+from jax_scan.programs import kept
 from jax_scan.stack import scan_layers
 from jax_scan.trees import nones, tangents_like
 from reference import arguments

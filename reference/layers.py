@@ -2,7 +2,7 @@
 
 A layer works in the dtype it is given: in float64 it is the oracle; in float32, and `dense` in bfloat16, it is the
 yardstick, what NumPy makes of the same computation in the same dtype; complex, it is its own derivative by complex
-step; with Fractions in arrays of objects `dense` is exact. Line-parallel with the frameworks' `layers.py`.
+step; with Fractions in arrays of objects `dense` is exact.
 """
 
 from __future__ import annotations

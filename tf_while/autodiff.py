@@ -1,7 +1,7 @@
 """The framework's ordinary autodiff from outside, and the rule by which it goes through a stack.
 
 TensorFlow differentiates a while loop by itself, but its gradient of the read `a[i]` adds a whole stack of zeros for
-each layer: time N * N. What JAX does behind `jax.grad` is written out here instead: a loop forwards that keeps what
+each layer: time N * N. What JAX does for `jax.grad` is written out here instead: a loop forwards that keeps what
 the layer's derivative reads, then a loop backwards over it. What a layer closes over is found by tracing it, and is one
 more argument of the stack as far as derivatives are concerned.
 Source: https://www.tensorflow.org/api_docs/python/tf/custom_gradient
@@ -15,13 +15,13 @@ from typing import Any
 import tensorflow as tf
 
 from reference import arguments
+from tf_while.checks import Traced, trace_flat
 from tf_while.edges import being_saved, captured_within, compile, reading
 from tf_while.loops import Plan, nothing, scan, scan_vjp, vjp_step
 from tf_while.residuals import captured, keeping, recomputing
 from tf_while.trees import (
     Arrays,
     Layer,
-    Traced,
     apart,
     filled,
     flatten,
@@ -30,7 +30,6 @@ from tf_while.trees import (
     nones,
     pulled,
     split,
-    trace_flat,
 )
 
 Apply = Callable[..., Any]

@@ -2,7 +2,7 @@
 
 A decoder reads, in each layer, the keys and values of all positions before. Kept, they need not be made again; but a
 scan that takes the cache of each layer and returns it whole copies every cache for every token. `decode` can hold it in
-three ways; in one of them only what is new comes out of the scan, and is written into the cache once, behind it.
+three ways; in one of them only what is new comes out of the scan, and is written into the cache once, after it.
 Source: https://www.tensorflow.org/api_docs/python/tf/tensor_scatter_nd_update
 """
 
@@ -34,7 +34,7 @@ def decode(
 
     position: an int, or an integer array [] so that one program serves all positions. The whole prompt at position 0 is
     the prefill; then token by token. hold, the same values in each:
-    "entries": the caches are xs, read in place; ys are the new keys and values alone, written once behind the scan.
+    "entries": the caches are xs, read in place; ys are the new keys and values alone, written once after the scan.
     "slices": the caches are xs and, with the new entries, ys: every cache is copied.
     "carry": the caches are in the carry, and each layer writes into its own.
 

@@ -1,7 +1,6 @@
 """Graph size at three levels: what TensorFlow captures, what it hands to XLA, what XLA makes of it.
 
-Everything that touches TensorFlow's internals is here. A function of the library (the body of a while loop) counts
-once, as often as it runs.
+A function of the library (the body of a while loop) counts once, as often as it runs.
 Source: https://www.tensorflow.org/xla (experimental_get_compiler_ir)
 """
 
@@ -14,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from tf_while import stack, trees
+from tf_while import programs, stack
 from tf_while.autodiff import Apply, gradient
 
 UNITS = {
@@ -58,7 +57,7 @@ def compile_seconds(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None 
 
 def program_count() -> int:
     """Graphs traced so far for `scan_apply_layers` called as it stands: one for each d and dtype."""
-    return sum(run is stack._scan for run, *_ in trees._PROGRAMS)
+    return sum(run is stack._scan_dense for run, *_ in programs._programs)
 
 
 def _program(apply: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> tuple[Any, tuple[Any, ...]]:

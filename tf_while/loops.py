@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_while.checks import trace_flat
 from tf_while.primitive import at, handed_over, like, lists, loop, stack, write
-from tf_while.trees import Arrays, FlatLayer, Size, depth, floats, split, trace_flat
+from tf_while.trees import Arrays, FlatLayer, Size, depth, floats, split
 
 
 class Plan(NamedTuple):

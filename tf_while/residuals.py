@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_while.checks import Traced
 from tf_while.edges import compiled_by_xla, fenced, operations
 from tf_while.loops import Rule
-from tf_while.trees import Arrays, FlatLayer, Traced, filled, floats, pulled, split
+from tf_while.trees import Arrays, FlatLayer, filled, floats, pulled, split
 
 
 def recomputing(layer: FlatLayer, init: Arrays, traced: Traced) -> Rule:

@@ -19,9 +19,11 @@ import tensorflow as tf
 from reference import arguments
 from tf_while import loops
 from tf_while.autodiff import differentiable
+from tf_while.checks import assert_dense_stack, one_size, prepare
 from tf_while.edges import as_leaf
 from tf_while.layers import dense
-from tf_while.trees import Arrays, Layer, as_program, assert_dense_stack, flat, one_size, prepare
+from tf_while.programs import as_program
+from tf_while.trees import Arrays, Layer, flat
 
 
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -48,10 +50,10 @@ def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """
     _check(weights, x)
     weights, x = assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
-    return as_program(_scan, (), (weights, x), deep=(0,))
+    return as_program(_scan_dense, (), (weights, x), deep=(0,))
 
 
-def _scan(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+def _scan_dense(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;
     # - the body is called as body(carry, x_i): the carry is the activation, x_i the layer's weights;
@@ -109,10 +111,10 @@ def scan_layers(
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     static = layer, reverse, unroll, remat
-    return as_program(_scan_any, static, (stacked_params, init, xs), deep=(0, 2))
+    return as_program(_scan_layers, static, (stacked_params, init, xs), deep=(0, 2))
 
 
-def _scan_any(
+def _scan_layers(
     layer: Layer, reverse: bool, unroll: int, remat: bool | int, stacked_params: Any, init: Any, xs: Any
 ) -> tuple[Any, Any]:
     num_layers = prepare(layer, stacked_params, init, xs)

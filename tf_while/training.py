@@ -2,8 +2,8 @@
 
 One step is a gradient, clipped layer by layer, and AdamW: the gradient of a scanned stack is stacked like its params,
 so an optimizer takes it as it is, and only what is meant for each layer by itself (`clip`) has to know.
-Line-parallel with `reference/training.py`. The optimizer is written out: that of Keras adds eps before it corrects the
-second moment, so that in the first steps its eps is larger, by (1 - b2 ** step) ** -0.5.
+Steps as in `reference/training.py`. The optimizer is written out: that of Keras adds eps before it corrects the second
+moment, so that in the first steps its eps is larger, by (1 - b2 ** step) ** -0.5.
 Source: https://www.tensorflow.org/guide/core/optimizers_core
 """
 

@@ -1,4 +1,4 @@
-"""Derivatives and batching of a whole stack: transform the layer, then scan it, as JAX does behind `jax.jvp`.
+"""Derivatives and batching of a whole stack: transform the layer, then scan it, as `jax.jvp` does.
 
 Reverse mode needs no such step: it is in the scan itself (`loops.py`), so that a tape or `tf.gradients` goes through.
 All functions take a stack as `scan_layers` does. Tangents, cotangents and gradients hold None where the array is not of
@@ -16,9 +16,11 @@ import tensorflow as tf
 from reference import arguments
 from tf_while import trees
 from tf_while.autodiff import batched, pushforward
+from tf_while.checks import prepare
 from tf_while.edges import as_leaf
+from tf_while.programs import as_program
 from tf_while.stack import scan_layers
-from tf_while.trees import Layer, as_program
+from tf_while.trees import Layer
 
 
 def vjp_layers(
@@ -47,7 +49,7 @@ def jvp_layers(
 def _jvp(layer: Layer, *options_and_trees: Any) -> tuple[Any, Any]:
     *options, stacked_params, init, xs, tangents = options_and_trees
     tparams, tinit, txs = trees.tangents_like("tangents", tangents, (stacked_params, init, xs), INPUTS)
-    trees.prepare(layer, stacked_params, init, xs, **dict(options))  # by its own name, not the transformed layer's
+    prepare(layer, stacked_params, init, xs, **dict(options))  # by its own name, not the transformed layer's
 
     def jvp_layer(carry: tuple[Any, Any], *slices: tuple[Any, Any]) -> tuple[Any, Any]:
         (new_carry, y), (new_tcarry, ty) = pushforward(layer, *zip(carry, *slices, strict=True))
@@ -139,10 +141,10 @@ INPUTS, OUTPUTS = ("stacked_params", "init", "xs"), ("carry", "ys")
 
 
 def _batch_second(B: int, in_axes: tuple[Any, ...], layer: Layer, *primals: Any, everything: bool = False) -> list[Any]:
-    """primals with the axis of the batch behind that of the layers, and first in init. One member of it is checked."""
+    """primals with the axis of the batch after that of the layers, and first in init. One member of it is checked."""
     places = [*zip(in_axes, (1, 0, 1), (everything, True, everything), strict=True)]
     apart = [trees.moved(tree, axis, to) for tree, (axis, to, _) in zip(primals, places, strict=True)]
-    trees.prepare(layer, *(trees.member(tree, axis, to) for tree, (axis, to, _) in zip(apart, places, strict=True)))
+    prepare(layer, *(trees.member(tree, axis, to) for tree, (axis, to, _) in zip(apart, places, strict=True)))
 
     def repeated(tree: Any, to: int) -> Any:
         return trees.map_arrays(lambda a: tf.repeat(tf.expand_dims(a, to), B, to), tree)

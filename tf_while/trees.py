@@ -1,4 +1,4 @@
-"""Trees to flat lists and back, and the checks of a stack's arguments, before any loop is built.
+"""Trees to flat lists and back.
 
 Source: https://www.tensorflow.org/api_docs/python/tf/nest
 """
@@ -6,67 +6,17 @@ Source: https://www.tensorflow.org/api_docs/python/tf/nest
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-from reference import arguments, made_of
-from tf_while.edges import as_leaf, fenced, stateful
+from reference import arguments
+from tf_while.edges import as_leaf
 
 Layer = Callable[..., tuple[Any, Any]]
 Arrays = list[Any]  # the arrays of a tree, flat
 FlatLayer = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, ys)
 Size = Any  # of an axis: an int, or a tensor where trace time does not know it
-
-
-def prepare(
-    layer: Layer,
-    stacked_params: Any,
-    init: Any,
-    xs: Any,
-    reverse: bool = False,
-    unroll: int = 1,
-    remat: bool | int = False,
-) -> Any:
-    """Check the arguments of a stack, running the layer once on arrays without values; the number of layers.
-
-    Raises:
-        TypeError, ValueError: words in reference/arguments.py
-    """
-    num_layers = arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
-    (arrays, pack_slices), (carry_arrays, pack_carry) = flatten((stacked_params, xs)), flatten(init)
-
-    def run_once(carry_arrays: Arrays, slice_arrays: Arrays) -> tuple[Any, Arrays]:
-        carry, (params, x) = pack_carry(carry_arrays), pack_slices(slice_arrays)
-        output = layer(carry, params) if xs is None else layer(carry, params, x)
-        arguments.check_layer(as_leaf, carry, output)
-        return [], []
-
-    trace_flat(run_once, arrays, carry_arrays)
-    return num_layers
-
-
-class Traced(NamedTuple):
-    like_ys: Arrays  # shapes and dtypes
-    closed_over: list[tuple[Any, Any]]  # arrays of floating point: (what the layer captures, value)
-    captures: Arrays  # all that it captures
-    state: str | None  # the first operation in it that draws or writes something whenever it runs
-    graph: Any  # of the layer, from [*carry, *slices, *captures] to (new_carry, ys)
-
-
-def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> Traced:
-    """`layer` traced once, on arrays without values."""
-    slices = [tf.TensorSpec(a.shape[1:], a.dtype) for a in stacked]
-    carry = [tf.TensorSpec(a.shape, a.dtype) for a in carry]
-    with fenced():
-        traced = tf.function(layer, autograph=False).get_concrete_function(carry, slices)
-    variables = {id(v.handle): v for v in traced.graph.variables}
-    captures = [(c, variables.get(id(c), c)) for c in traced.graph.external_captures]
-    closed_over = [(c, tf.convert_to_tensor(value)) for c, value in captures if is_float(value)]
-    like_ys = [tf.TensorSpec(y.shape, y.dtype) for y in traced.graph.structured_outputs[1]]
-    return Traced(
-        like_ys, closed_over, traced.graph.external_captures, next(stateful(traced.graph), None), traced.graph
-    )
 
 
 def flat(layer: Layer, stacked: tuple[Any, ...], init: Any) -> tuple[FlatLayer, Arrays, Arrays, Any, Any]:
@@ -184,66 +134,3 @@ def split(arrays: Sequence[Any], *counts: int) -> list[Arrays]:
 def depth(stacked: Arrays) -> Size:
     known = stacked[0].shape.rank is not None and stacked[0].shape[0] is not None
     return stacked[0].shape[0] if known else tf.shape(stacked[0])[0]
-
-
-def one_size(arrays: Arrays, num_layers: int | None) -> Arrays:
-    """`arrays` of one N; the graph asserts what trace time does not know. XLA drops assertions."""
-    if len(arrays) == 1 or all(a.shape.rank is not None and a.shape[0] is not None for a in arrays):
-        return arrays
-    sizes = tf.stack([tf.shape(a)[0] for a in arrays])
-    check = tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), ["expected one leading axis of layers, got", sizes])
-    with tf.control_dependencies([check]):
-        arrays = [*map(tf.identity, arrays)]
-    for a in arrays:
-        a.set_shape([num_layers, *a.shape[1:]] if a.shape.rank is not None else None)
-    return arrays
-
-
-def assert_dense_stack(weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Let the graph assert the sizes that trace time does not know, and know them afterwards. XLA drops assertions."""
-    sizes = [None, None, None] if weights.shape.rank is None or x.shape.rank is None else [*weights.shape[1:], *x.shape]
-    if None not in sizes:
-        return weights, x
-    w, v = tf.shape(weights), tf.shape(x)
-    square = (tf.size(w) == 3) & tf.reduce_all(w[1:2] == w[2:3])
-    fits = (tf.size(v) == 1) & tf.reduce_all(v[:1] == w[1:2])
-    checks = [
-        tf.debugging.Assert(square, ["weights: expected shape (N, d, d), got", w]),
-        tf.debugging.Assert(fits, ["x: expected shape", w[1:2], "got", v]),
-    ]
-    with tf.control_dependencies(checks):
-        weights, x = tf.identity(weights), tf.identity(x)
-    d = next((size for size in sizes if size is not None), None)
-    weights.set_shape([None, d, d])
-    x.set_shape([d])
-    return weights, x
-
-
-def as_program(
-    run: Callable[..., Any], static: tuple[Any, ...], trees: tuple[Any, ...], deep: tuple[int, ...] = ()
-) -> Any:
-    """`run(*static, *trees)`: part of the program that is being traced, or else a program of its own, which is kept by
-    what `static` is made of: a layer that does the same finds it, one that reads a value that has changed does not.
-
-    Arrays of the trees at the indices `deep` may have any N in that program."""
-    if tf.inside_function():
-        return run(*static, *trees)
-    arrays, pack = flatten(trees)
-    any_depth = [i in deep for i, tree in enumerate(trees) for _ in flatten(tree)[0]]
-    shapes = [[None, *a.shape[1:]] if any_n else a.shape for a, any_n in zip(arrays, any_depth, strict=True)]
-    specs = [tf.TensorSpec(shape, a.dtype) for shape, a in zip(shapes, arrays, strict=True)]
-    key = run, made_of.made_of(static), arguments.structure(as_leaf, trees), repr(specs)
-    if key not in _PROGRAMS:
-        program = tf.function(lambda *arrays: run(*static, *pack(arrays)), input_signature=specs, autograph=False)
-        # traced here and now: where functions are to run eagerly this is a graph still, and has its derivatives
-        traced = program.get_concrete_function()
-        while len(_PROGRAMS) >= MAX_PROGRAMS:
-            del _PROGRAMS[next(iter(_PROGRAMS))]
-        _PROGRAMS[key] = traced
-    return _PROGRAMS[key](*arrays)
-
-
-_PROGRAMS: dict[Any, Any] = {}
-
-
-MAX_PROGRAMS = 256

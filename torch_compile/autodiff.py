@@ -1,7 +1,7 @@
 """The framework's ordinary autodiff from outside, and the rule by which it goes through a stack.
 
 torch's scan operator has a gradient of its own, which is silently wrong for a loss as common as `.sum()`, copies every
-stack, and does not compose with `torch.func`. What JAX does behind `jax.grad` is written out here instead: the layer
+stack, and does not compose with `torch.func`. What JAX does for `jax.grad` is written out here instead: the layer
 and its derivative are traced once, as one graph, and cut in two. What the derivative reads of the layer is kept by the
 loop forwards, so that no layer runs twice. What is at hand anyway is read again: slices of the stack, what the layer
 closes over, and what depends on neither carry nor chance, as a causal mask or a cast of parameters does.

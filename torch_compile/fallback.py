@@ -97,7 +97,7 @@ class _Run:
         return run, moving
 
     def loop_vjp(self, arrays: Sequence[torch.Tensor]) -> tuple[Callable[..., Any], list[int]]:
-        """The same for its gradients; behind the stack's own arrays are the cotangents."""
+        """The same for its gradients; after the stack's own arrays come the cotangents."""
         run, inputs = self.loop(arrays[: len(self.wanted)])
         wanted = [self.wanted[i] for i in inputs]
 

@@ -21,7 +21,7 @@ from torch_compile import edges
 from torch_compile.loops import Plan
 from torch_compile.primitive import Arrays, joined
 
-PROGRAMS = 128  # those used last
+MAX_PROGRAMS = 128  # those used last
 _programs: OrderedDict[Hashable, _Program] = OrderedDict()
 
 
@@ -45,7 +45,7 @@ def run_compiled(
             return arrays, kept.run(plan, arrays)
     finally:
         _programs[key] = kept
-        while len(_programs) > PROGRAMS:
+        while len(_programs) > MAX_PROGRAMS:
             _programs.popitem(last=False)
 
 

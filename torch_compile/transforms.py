@@ -176,7 +176,7 @@ def _vmap_flat(
 
 
 def pushforward(step: Step, num_carries: int, num_slices: int) -> Step:
-    """`step` with tangents behind the arrays of floating point: in carry, slices and y."""
+    """`step` with tangents after the arrays of floating point: in carry, slices and y."""
 
     def moved(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
         primals, tangents = [*carry[:num_carries], *slices[:num_slices]], [*carry[num_carries:], *slices[num_slices:]]

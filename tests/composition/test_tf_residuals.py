@@ -128,8 +128,8 @@ def numbers_kept(layer, stacked, init, jit_compile=None):
     """How many numbers each array has that is kept of a layer of flat lists."""
     import tensorflow as tf
 
+    from tf_while.checks import trace_flat
     from tf_while.residuals import keeping
-    from tf_while.trees import trace_flat
 
     kept: list[int] = []
 

@@ -29,6 +29,8 @@ FILES = (
     "decoding.py",
     "training.py",
     "layers.py",
+    "checks.py",
+    "programs.py",
     "trees.py",
     "alternatives.py",
     "graph.py",
@@ -38,7 +40,7 @@ FILES = (
 # values, what is compiled and kept, what runs layer by layer.
 BESIDE = {
     "tf_while": ("primitive.py", "residuals.py"),
-    "torch_compile": ("checks.py", "fallback.py", "primitive.py", "programs.py", "residuals.py"),
+    "torch_compile": ("fallback.py", "primitive.py", "residuals.py"),
 }
 # of reference: not the oracle, and no more than what frameworks must agree on
 WORDS = {f"reference.{name}" for name in ("arguments", "made_of", "shapes")}

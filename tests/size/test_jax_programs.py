@@ -208,17 +208,17 @@ def test_a_call_costs_one_trace_and_one_compilation():
 def test_nothing_leaks_over_many_calls(monkeypatch):
     """Neither layers, nor arrays that they close over, nor programs without end."""
     jax = importlib.import_module("jax")
-    edges = importlib.import_module("jax_scan.edges")
-    monkeypatch.setattr(edges, "PROGRAMS", 5)
+    programs = importlib.import_module("jax_scan.programs")
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 5)
     objects, arrays = [], []
-    for i in range(edges.PROGRAMS + 10):
+    for i in range(programs.MAX_PROGRAMS + 10):
         layer, array = Scaled(float(i)), jax.numpy.full((2,), float(i))
         objects.append(weakref.ref(layer))
         arrays.append(weakref.ref(array))
         call("scan_layers", lambda c, p, layer=layer, array=array: (layer(c, p)[0] * array, None))
     del layer, array
     gc.collect()
-    assert len(edges._programs) == edges.PROGRAMS
+    assert len(programs._programs) == programs.MAX_PROGRAMS
     assert not any(refer() is not None for refer in (*objects, *arrays))
 
 

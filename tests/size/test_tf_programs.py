@@ -43,28 +43,28 @@ def test_a_value_that_a_layer_reads_is_that_of_now():
 
 
 def test_an_equal_layer_finds_its_program():
-    tf_while, trees = loaded("tf_while"), importlib.import_module("tf_while.trees")
+    tf_while, programs = loaded("tf_while"), importlib.import_module("tf_while.programs")
     import tensorflow as tf
 
     def run(scale):
         return tf_while.scan_layers(lambda c, p: (c * p * scale, None), tf.ones([2]), tf.ones([1]))[0]
 
     run(3.0)
-    before = len(trees._PROGRAMS)
+    before = len(programs._programs)
     assert [float(run(3.0)[0]) for _ in range(5)] == [9.0] * 5
-    assert len(trees._PROGRAMS) == before
+    assert len(programs._programs) == before
     assert float(run(4.0)[0]) == 16
 
 
 def test_programs_are_bounded_in_number(monkeypatch):
-    tf_while, trees = loaded("tf_while"), importlib.import_module("tf_while.trees")
+    tf_while, programs = loaded("tf_while"), importlib.import_module("tf_while.programs")
     import tensorflow as tf
 
-    monkeypatch.setattr(trees, "_PROGRAMS", {})
-    monkeypatch.setattr(trees, "MAX_PROGRAMS", 3)
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 3)
     for scale in range(6):
         tf_while.scan_layers(lambda c, p, scale=scale: (c * p * scale, None), tf.ones([2]), tf.ones([1]))
-    assert len(trees._PROGRAMS) == 3
+    assert len(programs._programs) == 3
 
 
 # Sizes, branches and settings around a stack.

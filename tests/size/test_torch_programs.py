@@ -145,7 +145,7 @@ def test_an_array_that_a_layer_reads_is_an_argument_of_its_program(torch_compile
 def test_programs_are_bounded_in_number(torch_compile, monkeypatch):
     import torch
 
-    monkeypatch.setattr("torch_compile.programs.PROGRAMS", 3)
+    monkeypatch.setattr("torch_compile.programs.MAX_PROGRAMS", 3)
     for scale in range(6):
         torch_compile.scan_layers(lambda c, p, scale=scale: (c * p * scale, None), torch.ones(2), torch.ones(1))
     assert len(kept()) == 3
