@@ -26,8 +26,8 @@ from typing import Any, Protocol, TypeAlias
 Array: TypeAlias = Any
 Tree: TypeAlias = Any  # nested dicts, tuples and lists of arrays; None holds none
 Layer: TypeAlias = Callable[..., tuple[Tree, Tree]]  # (carry, params[, x]) -> (new_carry, y)
-Apply: TypeAlias = Callable[..., Array]  # e.g. (weights [N, d, d], x [d]) -> y [d]
-Gradient: TypeAlias = Callable[..., tuple[Array, ...]]  # (*args, cotangent) -> (y, *dargs)
+Apply: TypeAlias = Callable[..., Tree]  # e.g. (weights [N, d, d], x [d]) -> y [d]
+Gradient: TypeAlias = Callable[..., tuple[Tree, ...]]  # (*args, cotangent) -> (y, *dargs)
 
 LEVELS = ("captured", "lowered", "compiled")
 
@@ -142,7 +142,8 @@ class Implementation(Protocol):
         """
 
     def gradient(self, apply: Apply) -> Gradient:
-        """The framework's ordinary reverse mode around `apply`: `(*args, cotangent) -> (y, *dargs)`."""
+        """The framework's ordinary reverse mode around `apply`: `(*args, cotangent) -> (y, *dargs)`, all trees; None in
+        dargs for what is not of floating point."""
 
     def compile_gradient(self, apply: Apply) -> Gradient:
         """`gradient(apply)`, compiled."""
@@ -239,16 +240,12 @@ class Implementation(Protocol):
     # graph.py: size at the three levels
     UNITS: Mapping[str, str]  # level -> what is counted there
 
-    def graph_size(
-        self, apply: Apply, *args: Array, cotangent: Array | None = None, memory: bool = True
-    ) -> dict[str, int]:
-        """Count `apply(*arrays)`, or with `cotangent` its gradient program: "captured", "lowered", "compiled"; "loops"
+    def graph_size(self, apply: Apply, *args: Tree, cotangent: Tree = None, memory: bool = True) -> dict[str, int]:
+        """Count `apply(*args)`, or with `cotangent` its gradient program: "captured", "lowered", "compiled"; "loops"
         left by the compiler; with `memory` also "temp_bytes", the peak memory of the compiled program beside arguments
         and results, for which some frameworks compile again or run."""
 
-    def compile_seconds(
-        self, apply: Apply, *args: Array, cotangent: Array | None = None, times: int = 1
-    ) -> list[float]:
+    def compile_seconds(self, apply: Apply, *args: Tree, cotangent: Tree = None, times: int = 1) -> list[float]:
         """Seconds to trace and compile, without the first execution: from cold, then warm, with what the framework
         keeps of the times before."""
 

@@ -12,21 +12,22 @@ from typing import Any
 import jax
 
 from jax_scan.edges import compile
+from jax_scan.trees import nones
 
 Apply = Callable[..., Any]
 
 
-def gradient(apply: Apply) -> Callable[..., tuple[jax.Array, ...]]:
-    """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, for an `apply` from arrays to one array."""
+def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
+    """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, all trees; None in dargs for what is no float."""
 
-    def run(*args_and_cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    def run(*args_and_cotangent: Any) -> tuple[Any, ...]:
         *args, cotangent = args_and_cotangent
         y, pullback = jax.vjp(apply, *args)
-        return y, *pullback(cotangent)
+        return y, *nones(pullback(cotangent))
 
     return run
 
 
-def compile_gradient(apply: Apply) -> Callable[..., tuple[jax.Array, ...]]:
+def compile_gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
     """`gradient(apply)`, compiled: one program, forward and backward."""
     return compile(gradient(apply))

@@ -20,9 +20,7 @@ from jax_scan.edges import cold
 UNITS = {"captured": "jaxpr equations", "lowered": "StableHLO ops", "compiled": "optimised HLO instructions"}
 
 
-def graph_size(
-    apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None, memory: bool = True
-) -> dict[str, int]:
+def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = True) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
@@ -41,7 +39,7 @@ def graph_size(
     return counts | {"temp_bytes": program.memory_analysis().temp_size_in_bytes} if memory else counts
 
 
-def compile_seconds(apply: Apply, *args: jax.Array, cotangent: jax.Array | None = None, times: int = 1) -> list[float]:
+def compile_seconds(apply: Apply, *args: Any, cotangent: Any = None, times: int = 1) -> list[float]:
     """Seconds to trace and compile: from cold, then again with what JAX keeps in memory."""
     seconds = []
     with cold():
@@ -57,7 +55,7 @@ def program_count() -> int:
     return stack._scan_dense._cache_size()  # type: ignore[attr-defined]
 
 
-def _traced(apply: Callable[..., Any], args: tuple[jax.Array, ...], cotangent: jax.Array | None) -> Any:
+def _traced(apply: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> Any:
     if cotangent is not None:
         apply, args = gradient(apply), (*args, cotangent)
     # A function of its own each time, so that nothing traced before is found again.

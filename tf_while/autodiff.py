@@ -35,20 +35,22 @@ from tf_while.trees import (
 Apply = Callable[..., Any]
 
 
-def gradient(apply: Apply) -> Callable[..., tuple[tf.Tensor, ...]]:
-    """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, for an `apply` from arrays to one array."""
+def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
+    """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, all trees; None in dargs for what is no float."""
 
-    def run(*args_and_cotangent: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        *args, cotangent = args_and_cotangent
+    def run(*args_and_cotangent: Any) -> tuple[Any, ...]:
+        (arrays, pack), (cotangents, _) = flatten(args_and_cotangent[:-1]), flatten(args_and_cotangent[-1])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(args)
-            y = apply(*args)
-        return y, *tape.gradient(y, args, cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            tape.watch(floats(arrays))
+            y = apply(*pack(arrays))
+        of, wrt, zero = floats(flatten(y)[0]), floats(arrays), tf.UnconnectedGradients.ZERO
+        grads = tape.gradient(of, wrt, floats(cotangents), unconnected_gradients=zero)
+        return y, *pack(nones(grads, arrays))
 
     return run
 
 
-def compile_gradient(apply: Apply) -> Callable[..., tuple[tf.Tensor, ...]]:
+def compile_gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
     """`gradient(apply)`, compiled: one program, forward and backward."""
     return compile(gradient(apply))
 

@@ -23,9 +23,7 @@ UNITS = {
 }
 
 
-def graph_size(
-    apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None, memory: bool = True
-) -> dict[str, int]:
+def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = True) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
@@ -44,7 +42,7 @@ def graph_size(
     return counts | {"temp_bytes": _temp_bytes(ir(stage="optimized_hlo_proto_serialized"))} if memory else counts
 
 
-def compile_seconds(apply: Apply, *args: tf.Tensor, cotangent: tf.Tensor | None = None, times: int = 1) -> list[float]:
+def compile_seconds(apply: Apply, *args: Any, cotangent: Any = None, times: int = 1) -> list[float]:
     """Seconds to trace and compile: from cold, and again, for which TensorFlow keeps nothing."""
     seconds = []
     for _ in range(times):

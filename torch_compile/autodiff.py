@@ -18,12 +18,14 @@ from torch._guards import active_fake_mode
 from torch._higher_order_ops.utils import first_slice_copy, save_values_for_backward, saved_values
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._pytree import tree_leaves
 
 from torch_compile.edges import compile
 from torch_compile.fallback import as_it_stands, check_seen
 from torch_compile.loops import Plan, nothing, scan, scan_vjp, unrolled
 from torch_compile.primitive import Arrays, layers, let_inductor_count, lowered_by, owned, split
 from torch_compile.residuals import differentiated, is_wanted, plain
+from torch_compile.trees import map_arrays
 
 Apply = Callable[..., Any]
 
@@ -32,21 +34,27 @@ Apply = Callable[..., Any]
 torch._functorch.config.donated_buffer = False
 
 
-def gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, for an `apply` from arrays to one array."""
+def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
+    """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, all trees; None in dargs for what is no float."""
 
-    def run(*args_and_cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(*args_and_cotangent: Any) -> tuple[Any, ...]:
         *args, cotangent = args_and_cotangent
         # Leaves of their own: the caller's tensors keep their history and their requires_grad.
-        leaves = [arg.detach().requires_grad_() for arg in args]
+        leaves = map_arrays(lambda a: a.detach().requires_grad_(a.is_floating_point() or a.is_complex()), args)
         y = apply(*leaves)
+        pairs = zip(tree_leaves(y), tree_leaves(cotangent), strict=True)
         # clone: without layers the cotangent itself would come back as dx
-        return y.detach(), *torch.autograd.grad(y, leaves, cotangent.clone(), materialize_grads=True)
+        moved = [(a, d.clone()) for a, d in pairs if a is not None and a.requires_grad]
+        wrt = [a for a in tree_leaves(leaves) if a is not None and a.requires_grad]
+        of, cotangents = zip(*moved, strict=True)
+        grads = iter(torch.autograd.grad(of, wrt, cotangents, materialize_grads=True))
+        dargs = map_arrays(lambda a: next(grads) if a.requires_grad else None, leaves)
+        return map_arrays(torch.Tensor.detach, y), *dargs
 
     return run
 
 
-def compile_gradient(apply: Apply) -> Callable[..., tuple[torch.Tensor, ...]]:
+def compile_gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
     """`gradient(apply)`, compiled: autograd stays outside, its forward and its backward are each a compiled program."""
     return gradient(compile(apply))
 

@@ -35,9 +35,7 @@ _KERNELS = r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.
 _SUBGRAPHS = r"(?m)^def (?!while_loop_)(\w+)\(args\):"
 
 
-def graph_size(
-    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, memory: bool = True
-) -> dict[str, int]:
+def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = True) -> dict[str, int]:
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is the peak that one call allocates, less its results. Without
@@ -73,9 +71,7 @@ def graph_size(
     return counts | {"temp_bytes": _temp_bytes(lambda: _run(program, args, cotangent))} if memory else counts
 
 
-def compile_seconds(
-    apply: Apply, *args: torch.Tensor, cotangent: torch.Tensor | None = None, times: int = 1
-) -> list[float]:
+def compile_seconds(apply: Apply, *args: Any, cotangent: Any = None, times: int = 1) -> list[float]:
     """Seconds to trace and compile, the first call less the second: from cold, then with the files Inductor keeps."""
     seconds = []
     with cold():
@@ -94,7 +90,7 @@ def program_count() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def _run(program: Apply, args: tuple[torch.Tensor, ...], cotangent: torch.Tensor | None) -> Any:
+def _run(program: Apply, args: tuple[Any, ...], cotangent: Any) -> Any:
     return program(*args) if cotangent is None else gradient(program)(*args, cotangent)
 
 
