@@ -78,6 +78,11 @@ WHOLE = [
     Row(2, "gradient", 2, True, reverse=True, has_xs=True, has_ys=True, nested=True),
 ]
 SWEEP += [(form, row) for form in ("torch, as it stands", "torch.compile") for row in WHOLE]
+# One layer left over by steps, or by groups, of two.
+LEFT_OVER = {
+    "unroll": Row(5, "gradient", 2, False, reverse=False, has_xs=False, has_ys=False, nested=False),
+    "remat": Row(5, "gradient", 1, 2, reverse=False, has_xs=False, has_ys=False, nested=False),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -176,13 +181,24 @@ def run(implementation, wrap, row):
 
 @pytest.mark.parametrize(("form", "row"), SWEEP, ids=str)
 def test_every_option_in_every_form(request, form, row):
-    name, wrap, _ = FORMS[form]
-    implementation = loaded(name)
     if (form, row.transform, row.nested) == ("tf.function, XLA", "vmap_layers", True):
         # tf.vectorized_map makes, of the list in which an inner stack keeps its ys, a list of lists
         raises = importlib.import_module("tensorflow").errors.InvalidArgumentError
         request.applymarker(pytest.mark.xfail(raises=raises, reason="XLA knows no list of lists", strict=True))
-    if name == "torch_compile":
+    name, wrap, _ = FORMS[form]
+    check(loaded(name), wrap, row)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(o, marks=pytest.mark.covers(f"{o}=k, where k does not divide N")) for o in LEFT_OVER],
+)
+def test_a_layer_is_left_over(implementation, option):
+    check(implementation, lambda function: function, LEFT_OVER[option])
+
+
+def check(implementation, wrap, row):
+    if implementation.__name__ == "torch_compile":
         assert importlib.import_module("torch_compile.edges").BACKEND == "inductor"
         importlib.import_module("torch")._dynamo.reset()  # else rows would share torch's limit of eight programs
     found, right = run(implementation, wrap, row), right_of(row)

@@ -11,9 +11,9 @@ from reference.cases import SIZES, layer_carry, layer_params
 from reference.layers import transformer_decoder
 from reference.stack import tree_map
 from tests.conftest import loaded
+from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, to_numpy
 from tests.support.laws import assert_bounded
-from tests.support.trees import assert_trees
 
 # Eight layers: one that sees everything, twice local, local, less local, and one more. Here a layer knows its window;
 # as xs, one kind of layer would do.
@@ -59,7 +59,8 @@ def run(implementation, windows=WINDOWS):
     return {"x": implementation.to_numpy(x)}
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
+@pytest.mark.covers("cycles of several kinds of layer, with a prefix and a remainder")
 def test_a_prefix_cycles_and_a_remainder_in_one_call(implementation):
     who = f"{implementation.__name__}, scan_cycle"
     assert_trees(who, run(implementation), expected("float64"), expected("float32"), stacked=())
@@ -84,7 +85,7 @@ def test_cycles_are_in_the_graph_once():
     assert_bounded("cycles", sizes, sizes[2], 1, loops=1)
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 def test_xs_of_a_cycle_are_a_tuple(implementation):
     def scaled(carry, params, x):
         return carry * params + x, carry

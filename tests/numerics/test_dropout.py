@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import loaded
 from tests.support.dialect import from_numpy, pullback
 
-quick = pytest.mark.usefixtures("without_inductor")
+quick = pytest.mark.torch_backend("aot_eager")
 
 RATE, WIDTH, LAYERS = 0.75, 1000, 4  # 1 / (1 - RATE) = 4: on integers nothing rounds
 
@@ -41,6 +41,7 @@ def assert_dropped(left):
 
 
 @quick
+@pytest.mark.covers("dropout: one key a layer")
 def test_every_layer_drops_other_elements_at_the_rate(implementation):
     assert_dropped(masks(implementation))
 
@@ -63,6 +64,7 @@ def test_wrong_masks_are_caught(change, what):
 
 
 @quick
+@pytest.mark.covers("dropout: one key a layer")
 def test_masks_are_those_of_the_seed_rolled_and_unrolled(implementation):
     left = masks(implementation)
     for other in ({"form": "unroll_layers"}, {}, {"unroll": 3}, {"remat": 2}, {"reverse": True}):

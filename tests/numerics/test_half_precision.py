@@ -14,11 +14,11 @@ import pytest
 from reference import layers
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.stack import run_layers, tree_map
+from tests.support.comparator import assert_trees
 from tests.support.dialect import from_numpy, pullback, to_numpy
 from tests.support.problems import is_float
-from tests.support.trees import assert_trees
 
-pytestmark = pytest.mark.usefixtures("without_inductor")
+pytestmark = pytest.mark.torch_backend("aot_eager")
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 NORMED = [name for name in layers.LAYERS if name != "dense"]
 

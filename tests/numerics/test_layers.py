@@ -14,10 +14,10 @@ from reference import layers
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
+from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, pullback, to_numpy, with_arrays
 from tests.support.laws import assert_constant
 from tests.support.problems import Results, is_float
-from tests.support.trees import assert_trees
 
 N = 3
 WINDOWS = np.array([2, 5, 3], np.int32)  # how far back each layer of the decoder sees
@@ -70,7 +70,7 @@ def right(name, dtype):
 NAMES = (*layers.LAYERS, "transformer_decoder, window")
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [
@@ -118,7 +118,7 @@ def without_key_bias(results):
     return results._replace(dparams={**results.dparams, "query": summed, "key": {"w": key["w"]}})
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("name", NAMES)
 def test_values_in_bfloat16(implementation, name):
     """From inputs that are of bfloat16; ulps are relative, so NumPy's float32 is the yardstick here too."""
@@ -221,7 +221,7 @@ def test_the_other_gelu_is_caught(monkeypatch):
             assert_layers("gelu", actual, name, "float32")
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 def test_gelu_of_what_is_far_below_zero_is_zero_when_compiled(implementation):
     """1 + erf is 0 there but for its last bits, which trained weights multiply: XLA's are wrong, by 8.6e-7 at -9.6."""
     params, carry = (
@@ -308,7 +308,7 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_params_are_refused_in_the_same_words(implementation, what):
     change, kind, words = WRONG[what]

@@ -10,8 +10,8 @@ import pytest
 from reference.cases import layer_params
 from reference.layers import mlp, mlp_vjp
 from reference.stack import run_layers, run_layers_vjp, tree_map
+from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, to_numpy, with_arrays
-from tests.support.trees import assert_trees
 
 N, B, D, F, STEPS, RATE = 3, 4, 8, 16, 20, 0.1
 PARAMS = layer_params("mlp", 0, N, d=D, f=F)
@@ -104,7 +104,7 @@ def test_numpy_learns():
     assert (np.diff(losses) < 0).all()
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize(
     ("form", "dtype"), [("scan_layers", "float32"), ("scan_layers", "float64"), ("unroll_layers", "float64")]
 )

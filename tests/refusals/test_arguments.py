@@ -185,7 +185,7 @@ def test_no_right_shape_is_refused(implementation, N, d):
         np.testing.assert_array_equal(y, expected, strict=True)
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize("N", [0, 1, 3])
 def test_width_zero_is_an_ordinary_width(implementation, N):
     """Nothing to multiply, nothing to return; memory of no elements has odd strides in some frameworks."""
