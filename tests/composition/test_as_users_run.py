@@ -17,6 +17,7 @@ import pytest
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
 from tests.support.dialect import flat, from_numpy, ops, pullback, to_numpy
+from tests.support.problems import complex_step_gradient
 
 D, INNER, BATCH = 3, 2, 2  # width; layers of the inner stack of a nested one; members of a batch
 
@@ -120,20 +121,6 @@ def by_complex_step(row, inputs, tangents):
     return tree_map(lambda a: np.imag(a) / step, by_numpy(row, *moved))
 
 
-def gradients(row, inputs, cotangents):
-    """Those of `cotangents . (carry, ys)`, one entry of the inputs after the other."""
-
-    def entry(a, index):
-        tangents = tree_map(np.zeros_like, inputs)
-        for mine, tangent in zip(flat(inputs), flat(tangents), strict=True):
-            if mine is a:
-                tangent[index] = 1
-        products = zip(flat(cotangents), flat(by_complex_step(row, inputs, tangents)), strict=True)
-        return sum((a * b).sum() for a, b in products)
-
-    return tree_map(lambda a: np.array([entry(a, i) for i in np.ndindex(a.shape)]).reshape(a.shape), inputs)
-
-
 def batch_of(init):
     return np.stack([init * (b + 1) for b in range(BATCH)])
 
@@ -148,7 +135,7 @@ def right_of(row):
     if row.transform == "vmap_layers":
         members = [by_numpy(row, inputs[0], init, inputs[2]) for init in batch_of(inputs[1])]
         return tree_map(lambda *members: np.stack(members), *members)
-    return outputs, gradients(row, inputs, cotangents_of(outputs))
+    return outputs, complex_step_gradient(lambda inputs: by_numpy(row, *inputs), inputs, cotangents_of(outputs))
 
 
 def cotangents_of(outputs):

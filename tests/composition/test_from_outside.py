@@ -10,10 +10,33 @@ import numpy as np
 import pytest
 
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp
-from tests.support import outside
 from tests.support.comparator import assert_close
 from tests.support.dialect import from_numpy, layer_of, to_numpy
+from tests.support.outside import around
 from tests.support.problems import ACTIVATIONS
+
+# Layers of w = (2, 3) make 6 of x = 1 and 60 of tx = 10; of tw = (5, 7), 35. Gradients are those of y^2 / 2: y dy/dw.
+BY_HAND = {
+    "batching": [[6, 60]],
+    "ensemble": [[6, 35]],
+    "per_example_gradients": [[[6 * 3, 6 * 2], [60 * 30, 60 * 20]], [6 * 6, 60 * 6]],
+    "gradient_of_batch": [[18 + 1800, 12 + 1200]],
+    "forward_mode": [5 * 3 * 1 + 2 * 7 * 1 + 2 * 3 * 10],
+    "reverse_inside": [[18, 12], 36],
+}
+
+
+@pytest.mark.torch_backend("eager")
+@pytest.mark.parametrize("transform", BY_HAND)
+def test_transform_by_hand(implementation, transform):
+    def apply(w, x):
+        return implementation.scan_layers(lambda carry, w: (carry * w, None), w, x)[0]
+
+    arrays = (np.array(a, float) for a in ([2, 3], 1, [5, 7], 10))
+    results = getattr(around(implementation.__name__), transform)(apply, *from_numpy(implementation, tuple(arrays)))
+    results = results if isinstance(results, (tuple, list)) else [results]
+    assert [implementation.to_numpy(result).tolist() for result in results] == BY_HAND[transform]
+
 
 N, D, STEP = 5, 3, 1e-30  # the square of the complex step is below the last bit of any result
 _rng = np.random.default_rng(0)
@@ -82,7 +105,7 @@ TRANSFORMS = {
 )
 def test_transform(implementation, transform, stack):
     apply, forward, gradient = stack(implementation)
-    run = getattr(getattr(outside, implementation.__name__), transform)
+    run = getattr(around(implementation.__name__), transform)
     results = to_numpy(implementation, run(apply, *from_numpy(implementation, (W, X, TW, TX))))
     results = tuple(results) if isinstance(results, list) else results
     right = TRANSFORMS[transform][1](forward, gradient)

@@ -8,9 +8,9 @@ import pytest
 
 from reference import cases
 from reference.stack import apply_layers, run_layers, tree_map
-from tests.support import outside
 from tests.support.comparator import assert_case, assert_trees
 from tests.support.dialect import from_numpy, layer_of, ops, pullback, to_numpy
+from tests.support.outside import around
 from tests.support.problems import ACTIVATIONS, D, as_float64, assert_program, make_cell, problem
 
 quick = pytest.mark.torch_backend("aot_eager")
@@ -19,6 +19,15 @@ both_forms = pytest.mark.parametrize("form", ["scan_layers", "unroll_layers"])
 
 
 # Gates.
+
+
+@quick
+def test_a_gate_by_hand(implementation):
+    """Layers of 2, 3 and 5: open, closed, and half open, which is half of 10 and half of the 2 that entered."""
+    gated = implementation.gated(lambda carry, w: (carry * w, None))
+    arrays = np.array([2, 3, 5], np.float32), np.array(1, np.float32), np.array([1, 0, 0.5], np.float32)
+    carry, _ = implementation.scan_layers(gated, *from_numpy(implementation, arrays))
+    assert implementation.to_numpy(carry) == 6
 
 
 def make_gated(o):
@@ -197,7 +206,7 @@ def test_a_layer_is_named_inside_the_users_function(implementation):
 @pytest.mark.covers("the stack by name in a profile")
 def test_the_stack_has_its_name_in_a_profile(implementation):
     layer, arrays = implementation.LAYERS["dense"], from_numpy(implementation, (CASE.weights, CASE.x))
-    names = getattr(outside, implementation.__name__).profile_names
+    names = around(implementation.__name__).profile_names
     assert "scan_layers" in names(lambda w, x: implementation.scan_layers(layer, w, x)[0], *arrays)
     assert "scan_layers" not in names(lambda w, x: implementation.unroll_layers(layer, w, x)[0], *arrays)
 

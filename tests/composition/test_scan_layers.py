@@ -10,11 +10,26 @@ import pytest
 from reference import cases
 from reference.stack import apply_layers
 from tests.conftest import loaded
-from tests.support import outside
-from tests.support.dialect import from_numpy
+from tests.support.dialect import from_numpy, pullback, to_numpy
+from tests.support.outside import around
 from tests.support.problems import ROWS, VALUES, assert_right, pairs
 
 quick = pytest.mark.torch_backend("eager")
+
+
+@quick
+@pytest.mark.parametrize("form", ["scan_layers", "unroll_layers"])
+def test_two_layers_by_hand(implementation, form):
+    """Layers of 2 and 3 make 6 of 1; each shows what entered it, in layer order, whichever runs first."""
+
+    def stack(w, x, **options):
+        return getattr(implementation, form)(lambda carry, w: (carry * w, carry), w, x, **options)
+
+    inputs = np.array([2.0, 3.0]), np.array(1.0)
+    (y, ys), (dw, dx) = pullback(implementation, stack, inputs, (np.array(1.0), np.zeros(2)))
+    assert (y, ys.tolist(), dw.tolist(), dx) == (6, [1, 2], [3, 2], 6)
+    y, ys = to_numpy(implementation, stack(*from_numpy(implementation, inputs), reverse=True))
+    assert (y, ys.tolist()) == (6, [3, 1])
 
 
 def test_every_pair_of_options_occurs():
@@ -110,7 +125,7 @@ def test_one_program_serves_every_depth_of_any_layer(implementation):
         return implementation.scan_layers(times_plus_one, w, x)[0]
 
     calls = [from_numpy(implementation, of_depth(N)) for N in BY_DEPTH]
-    count, results = getattr(outside, implementation.__name__).programs(stack, calls)
+    count, results = around(implementation.__name__).programs(stack, calls)
     assert [float(implementation.to_numpy(y)) for y in results] == list(BY_DEPTH.values())
     assert count == 1
 

@@ -23,6 +23,16 @@ def torch_compile():
     return loaded("torch_compile")
 
 
+def test_a_value_that_a_layer_closes_over_by_hand(torch_compile):
+    """Layers of 2 and 3, each times 10, make 600 of 1: the gradient of the 10 is that of 6 * 10^2."""
+    import torch
+
+    w, scale = torch.tensor([2.0, 3.0], requires_grad=True), torch.tensor(10.0, requires_grad=True)
+    y, _ = torch_compile.scan_layers(lambda c, p: (c * p * scale, None), w, torch.tensor(1.0))
+    dw, dscale = torch.autograd.grad(y, (w, scale))
+    assert (y.item(), dw.tolist(), dscale.item()) == (600, [300, 200], 120)
+
+
 def in_form(form, function):
     import torch
 

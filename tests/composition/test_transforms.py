@@ -21,6 +21,33 @@ from tests.support.problems import STEP, as_complex, as_float64, cell_vjp, is_fl
 
 quick = pytest.mark.torch_backend("eager")
 
+
+@quick
+def test_transforms_by_hand(implementation):
+    """Layers of 2 and 3 make 6 of 1. Tangents are (5, 7) of w and 10 of x; the loss is y^2 / 2."""
+
+    def layer(carry, w):
+        return carry * w, None
+
+    def numbers(*arrays):
+        return [implementation.to_numpy(array).tolist() for array in arrays]
+
+    given = ([2, 3], 1, [5, 7], 10, [1, 10])
+    w, x, tw, tx, batch = from_numpy(implementation, tuple(np.array(a, float) for a in given))
+    (y, _), (dw, dx, _) = implementation.vjp_layers(layer, w, x, cotangents=(tx, None))
+    assert numbers(y, dw, dx) == [6, [10 * 3, 10 * 2], 10 * 6]
+    (y, _), (ty, _) = implementation.jvp_layers(layer, w, x, tangents=(tw, tx, None))
+    assert numbers(y, ty) == [6, 5 * 3 + 2 * 7 + 6 * 10]
+    assert numbers(implementation.vmap_layers(layer, w, batch)[0]) == [[6, 60]]
+    _, (dw, dx, _) = implementation.vmap_vjp_layers(layer, w, batch, cotangents=(batch, None))
+    assert numbers(dw, dx) == [[[3, 2], [10 * 30, 10 * 20]], [6, 60]]
+    # the gradient is y (w1 x, w0 x, w0 w1), of x^2, x^2 and x: moved along x by x, twice and once as much
+    (dw, dx, _), (tdw, tdx, _) = implementation.hvp_layers(
+        layer, lambda y, _: y * y / 2, w, x, tangents=(None, x, None)
+    )
+    assert numbers(dw, dx, tdw, tdx) == [[6 * 3, 6 * 2], 6 * 6, [36, 24], 36]
+
+
 N = 5
 # what -> options, and whether the user compiles
 OPTIONS = {

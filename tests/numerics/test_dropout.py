@@ -14,6 +14,15 @@ quick = pytest.mark.torch_backend("aot_eager")
 RATE, WIDTH, LAYERS = 0.75, 1000, 4  # 1 / (1 - RATE) = 4: on integers nothing rounds
 
 
+@quick
+def test_what_is_kept_makes_up_for_what_is_dropped(implementation):
+    """At a rate of 3/4 one in four is kept, four times as large."""
+    (key,) = implementation.layer_keys(3, 1, (WIDTH,))
+    left = implementation.to_numpy(implementation.dropout(implementation.from_numpy(np.ones(WIDTH)), key, 0.75))
+    assert set(left.tolist()) == {0, 4}
+    assert 150 < (left == 4).sum() < 350  # of 1000
+
+
 def dropping(implementation):
     def layer(carry, w, key):
         dropped = implementation.dropout(carry * w, key, RATE)

@@ -19,6 +19,17 @@ from tests.support.dialect import flat, from_numpy, pullback, to_numpy, with_arr
 from tests.support.laws import assert_constant
 from tests.support.problems import Results, is_float
 
+
+@pytest.mark.torch_backend("eager")
+def test_a_layer_adds_to_what_enters_it(implementation):
+    """Of an mlp without weights the biases are left: 1 + 10 + 10, and 2 + 20 + 30."""
+    params = layer_params("mlp", 0, 2, d=2, f=4)
+    params["down"] = {"w": np.zeros((2, 4, 2), np.float32), "bias": np.array([[10, 20], [10, 30]], np.float32)}
+    arrays = from_numpy(implementation, (params, np.array([1, 2], np.float32)))
+    y, _ = implementation.scan_layers(implementation.LAYERS["mlp"], *arrays)
+    assert implementation.to_numpy(y).tolist() == [21, 52]
+
+
 N = 3
 WINDOWS = np.array([2, 5, 3], np.int32)  # how far back each layer of the decoder sees
 

@@ -13,6 +13,15 @@ from reference.stack import apply_layers
 from tests.support.comparator import assert_case, gradient
 
 covers = pytest.mark.covers
+
+
+def test_worked_example(implementation):
+    weights = implementation.from_numpy(np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32))
+    x = implementation.from_numpy(np.array([3, 4], np.float32))
+    for apply in (implementation.scan_apply_layers, implementation.unroll_apply_layers):
+        assert implementation.to_numpy(apply(weights, x)).tolist() == [4, 3]
+
+
 each_dtype = pytest.mark.parametrize(
     "dtype", [dtype if dtype == "float32" else pytest.param(dtype, marks=covers(dtype)) for dtype in cases.DTYPES]
 )
@@ -60,13 +69,6 @@ def test_alternatives_are_right_too(implementation):
     for name, (apply, compiler) in implementation.ALTERNATIVES.items():
         y = (compiler(apply) if compiler else apply)(weights, x)
         np.testing.assert_array_equal(implementation.to_numpy(y), apply_layers(case.weights, case.x), err_msg=name)
-
-
-def test_worked_example(implementation):
-    weights = implementation.from_numpy(np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32))
-    x = implementation.from_numpy(np.array([3, 4], np.float32))
-    for apply in (implementation.scan_apply_layers, implementation.unroll_apply_layers):
-        assert implementation.to_numpy(apply(weights, x)).tolist() == [4, 3]
 
 
 @pytest.mark.torch_backend("aot_eager")

@@ -18,6 +18,16 @@ from reference.stack import tree_map
 from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, ops, to_numpy
 
+
+def test_the_first_step_of_adamw_by_hand():
+    """Corrected, both moments are those of the gradient alone: the step is its sign, whatever its size."""
+    params, gradients = {"w": np.array([1.0, 1.0])}, {"w": np.array([-3.0, 0.02])}
+    state = {name: {"w": np.zeros(2)} for name in "mv"}
+    how = {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 0.0, "weight_decay": 0.5}
+    stepped, _ = training.adamw(params, gradients, state, 1, **how)
+    np.testing.assert_allclose(stepped["w"], [1 + 0.1 - 0.1 * 0.5, 1 - 0.1 - 0.1 * 0.5], rtol=1e-12)
+
+
 FEW = 10  # steps, where 50 would show no more
 
 

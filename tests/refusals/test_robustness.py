@@ -27,6 +27,14 @@ BYTES = ("float16", "float32", "float64", "bfloat16")
 both_forms = pytest.mark.parametrize("form", ["scan_apply_layers", "unroll_apply_layers"])
 
 
+@pytest.mark.parametrize("stride", [0, 8])
+def test_the_stride_of_a_single_number_does_not_matter(implementation, stride):
+    """Such an array counts as contiguous whatever its stride, so asking for a contiguous one changes nothing."""
+    x = as_laid_out(implementation, as_strided(np.full(4, 3, np.float32), (1,), (stride,)))
+    weights = implementation.from_numpy(np.full((2, 1, 1), 2, np.float32))
+    assert implementation.to_numpy(implementation.scan_apply_layers(weights, x)).tolist() == [12]
+
+
 def dtype_of(name):
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
@@ -89,14 +97,6 @@ def test_memory_layout_does_not_matter_when_compiled_by_the_user(implementation,
     arrays = [as_laid_out(implementation, array) for array in case.inputs]
     results = implementation.compile_gradient(implementation.scan_apply_layers)(*arrays)
     assert_case(implementation.__name__, case, to_numpy(implementation, results))
-
-
-@pytest.mark.parametrize("stride", [0, 8])
-def test_the_stride_of_a_single_number_does_not_matter(implementation, stride):
-    """Such an array counts as contiguous whatever its stride, so asking for a contiguous one changes nothing."""
-    x = as_laid_out(implementation, as_strided(np.full(4, 3, np.float32), (1,), (stride,)))
-    weights = implementation.from_numpy(np.full((2, 1, 1), 2, np.float32))
-    assert implementation.to_numpy(implementation.scan_apply_layers(weights, x)).tolist() == [12]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
