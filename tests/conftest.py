@@ -1,4 +1,6 @@
-"""What all tests share: the pinned environment, and each implementation that is installed here as `implementation`."""
+"""What all tests share: the pinned environment, each implementation that is installed here as `implementation`, and
+`covers`, which says of a test what rows of the capability table it holds.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import importlib.util
 import os
 import resource
 import sys
+from pathlib import Path
 
 from implementations.environment import pin
 
@@ -24,15 +27,43 @@ from hypothesis import settings  # noqa: E402
 from safetensors.numpy import save  # noqa: E402
 
 from implementations import NAMES, REQUIRES, load  # noqa: E402
+from implementations.capabilities import TABLE, No, NotApplicable, declared, exception  # noqa: E402
 from tests.support.checkpoints import checkpoint  # noqa: E402
 
 # Two processes run the tests, each file as a whole in one of them, one framework after the other: programs compiled for
 # one test serve the next. What takes longest comes first.
-SLOWEST_FIRST = ("test_program_size", "test_layers", "test_training_parity", "test_capabilities", "test_composition")
+SLOWEST_FIRST = ("test_program_size", "test_layers", "test_training_parity", "test_composition")
+_files: set[Path] = set()
+_cells: set[tuple[str, str]] = set()
 
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also what is left out for its time")
+
+
+def pytest_configure(config):
+    for mark in (
+        "covers(row, ..., of=name): rows of the capability table that the test holds, for one framework or for each",
+        "torch_backend(name): what compiles torch's programs in place of Inductor, which takes seconds for each",
+    ):
+        config.addinivalue_line("markers", mark)
+
+
+def covered_by(item):
+    """(row, framework) for each cell of the capability table that a test holds."""
+    name = item.callspec.params.get("implementation") if hasattr(item, "callspec") else None
+    return [(row, mark.kwargs.get("of", name)) for mark in item.iter_markers("covers") for row in mark.args]
+
+
+def as_declared(row, name):
+    """What is expected of a test of that cell: strictly the exception of a `No`; nothing where it is not applicable."""
+    state = (
+        declared(row, name) if row in TABLE and name in NAMES else None
+    )  # which tests/house/test_capabilities.py says
+    if isinstance(state, NotApplicable):
+        yield pytest.mark.skip(reason=f"not applicable: {state.reason}")
+    if isinstance(state, No) and importlib.util.find_spec(REQUIRES[name]):
+        yield pytest.mark.xfail(strict=True, raises=exception(state), reason=f"{state.reason}: {state.link}")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,8 +72,13 @@ def pytest_collection_modifyitems(config, items):
         marks = [] if config.getoption("--thorough") else item.iter_markers("thorough")
         return any(not mark.args or any(name in item.name for name in mark.args) for mark in marks)
 
+    _files.update(item.path for item in items)
     config.hook.pytest_deselected(items=list(filter(left_out, items)))
     items[:] = [item for item in items if not left_out(item)]
+    for item in items:
+        _cells.update(covered_by(item))
+        for mark in (mark for cell in covered_by(item) for mark in as_declared(*cell)):
+            item.add_marker(mark)
 
     def place(item):
         file, name = item.path.stem, next((name for name in NAMES if name in item.name), "")
@@ -90,21 +126,19 @@ def loaded(name):
     return module
 
 
-def _torch_backend(implementation, monkeypatch, backend):
-    if implementation.__name__ == "torch_compile":
-        monkeypatch.setattr(importlib.import_module("torch_compile.edges"), "BACKEND", backend)
-
-
 @pytest.fixture
-def without_inductor(implementation, monkeypatch):
-    """torch programs stop short of Inductor, which takes seconds for each: for tests that it is not the point of."""
-    _torch_backend(implementation, monkeypatch, "aot_eager")
+def collected():
+    """The files that tests were found in, and the cells (row, framework) of the capability table that they cover."""
+    return _files, _cells
 
 
-@pytest.fixture
-def captured_only(implementation, monkeypatch):
-    """torch programs are captured, and run as captured: twice as quick again, for tests with a program each."""
-    _torch_backend(implementation, monkeypatch, "eager")
+@pytest.fixture(autouse=True)
+def _torch_backend(request, monkeypatch):
+    """As `torch_backend` says: "eager" runs what is captured, "aot_eager" its forward and backward as lowered."""
+    mark = request.node.get_closest_marker("torch_backend")
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if mark and params.get("implementation", "torch_compile") == "torch_compile" and importlib.util.find_spec("torch"):
+        monkeypatch.setattr("torch_compile.edges.BACKEND", *mark.args)
 
 
 @pytest.fixture

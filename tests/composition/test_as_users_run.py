@@ -17,6 +17,7 @@ import pytest
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
 from tests.support.dialect import flat, from_numpy, ops, pullback, to_numpy
+from tests.support.problems import complex_step_gradient
 
 D, INNER, BATCH = 3, 2, 2  # width; layers of the inner stack of a nested one; members of a batch
 
@@ -78,6 +79,11 @@ WHOLE = [
     Row(2, "gradient", 2, True, reverse=True, has_xs=True, has_ys=True, nested=True),
 ]
 SWEEP += [(form, row) for form in ("torch, as it stands", "torch.compile") for row in WHOLE]
+# One layer left over by steps, or by groups, of two.
+LEFT_OVER = {
+    "unroll": Row(5, "gradient", 2, False, reverse=False, has_xs=False, has_ys=False, nested=False),
+    "remat": Row(5, "gradient", 1, 2, reverse=False, has_xs=False, has_ys=False, nested=False),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -115,20 +121,6 @@ def by_complex_step(row, inputs, tangents):
     return tree_map(lambda a: np.imag(a) / step, by_numpy(row, *moved))
 
 
-def gradients(row, inputs, cotangents):
-    """Those of `cotangents . (carry, ys)`, one entry of the inputs after the other."""
-
-    def entry(a, index):
-        tangents = tree_map(np.zeros_like, inputs)
-        for mine, tangent in zip(flat(inputs), flat(tangents), strict=True):
-            if mine is a:
-                tangent[index] = 1
-        products = zip(flat(cotangents), flat(by_complex_step(row, inputs, tangents)), strict=True)
-        return sum((a * b).sum() for a, b in products)
-
-    return tree_map(lambda a: np.array([entry(a, i) for i in np.ndindex(a.shape)]).reshape(a.shape), inputs)
-
-
 def batch_of(init):
     return np.stack([init * (b + 1) for b in range(BATCH)])
 
@@ -143,7 +135,7 @@ def right_of(row):
     if row.transform == "vmap_layers":
         members = [by_numpy(row, inputs[0], init, inputs[2]) for init in batch_of(inputs[1])]
         return tree_map(lambda *members: np.stack(members), *members)
-    return outputs, gradients(row, inputs, cotangents_of(outputs))
+    return outputs, complex_step_gradient(lambda inputs: by_numpy(row, *inputs), inputs, cotangents_of(outputs))
 
 
 def cotangents_of(outputs):
@@ -176,13 +168,24 @@ def run(implementation, wrap, row):
 
 @pytest.mark.parametrize(("form", "row"), SWEEP, ids=str)
 def test_every_option_in_every_form(request, form, row):
-    name, wrap, _ = FORMS[form]
-    implementation = loaded(name)
     if (form, row.transform, row.nested) == ("tf.function, XLA", "vmap_layers", True):
         # tf.vectorized_map makes, of the list in which an inner stack keeps its ys, a list of lists
         raises = importlib.import_module("tensorflow").errors.InvalidArgumentError
         request.applymarker(pytest.mark.xfail(raises=raises, reason="XLA knows no list of lists", strict=True))
-    if name == "torch_compile":
+    name, wrap, _ = FORMS[form]
+    check(loaded(name), wrap, row)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(o, marks=pytest.mark.covers(f"{o}=k, where k does not divide N")) for o in LEFT_OVER],
+)
+def test_a_layer_is_left_over(implementation, option):
+    check(implementation, lambda function: function, LEFT_OVER[option])
+
+
+def check(implementation, wrap, row):
+    if implementation.__name__ == "torch_compile":
         assert importlib.import_module("torch_compile.edges").BACKEND == "inductor"
         importlib.import_module("torch")._dynamo.reset()  # else rows would share torch's limit of eight programs
     found, right = run(implementation, wrap, row), right_of(row)

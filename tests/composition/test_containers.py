@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import loaded
 from tests.support.dialect import from_numpy
 
-pytestmark = pytest.mark.usefixtures("captured_only")
+pytestmark = pytest.mark.torch_backend("eager")
 W, B = np.arange(1, 4, dtype=np.float32), np.ones(3, np.float32)
 # from a carry of 1: 1 * 1 + 1 = 2, 2 * 2 + 1 = 5, 5 * 3 + 1 = 16
 RIGHT, DW, DB = 16, [1 * 6, 2 * 3, 5], [6, 3, 1]

@@ -1,8 +1,6 @@
-"""Stacks that are not the same all the way, and what is measured a layer at a time on stacked gradients."""
+"""Stacks that are not the same all the way: cycles of several kinds of layer, with a prefix and a remainder."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +9,23 @@ from reference.cases import SIZES, layer_carry, layer_params
 from reference.layers import transformer_decoder
 from reference.stack import tree_map
 from tests.conftest import loaded
-from tests.support.dialect import flat, from_numpy, to_numpy
+from tests.support.comparator import assert_trees
+from tests.support.dialect import from_numpy, to_numpy
 from tests.support.laws import assert_bounded
-from tests.support.trees import assert_trees
+
+
+@pytest.mark.torch_backend("eager")
+def test_xs_of_a_cycle_are_a_tuple(implementation):
+    def scaled(carry, params, x):
+        return carry * params + x, carry
+
+    weights, xs = np.array([[2.0, 3.0], [5.0, 7.0]]), np.array([[1.0, 2.0], [3.0, 4.0]])
+    arrays = from_numpy(implementation, ((weights[0], weights[1]), np.array(1.0), (xs[0], xs[1])))
+    carry, (_, ys, _) = implementation.scan_cycle(implementation.cycled(scaled, scaled), *arrays)
+    # ((1 * 2 + 1) * 5 + 3 = 18) * 3 + 2 = 56; 56 * 7 + 4
+    assert implementation.to_numpy(carry) == 396
+    assert [y.tolist() for y in to_numpy(implementation, ys)] == [[1, 18], [3, 56]]
+
 
 # Eight layers: one that sees everything, twice local, local, less local, and one more. Here a layer knows its window;
 # as xs, one kind of layer would do.
@@ -59,7 +71,8 @@ def run(implementation, windows=WINDOWS):
     return {"x": implementation.to_numpy(x)}
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
+@pytest.mark.covers("cycles of several kinds of layer, with a prefix and a remainder")
 def test_a_prefix_cycles_and_a_remainder_in_one_call(implementation):
     who = f"{implementation.__name__}, scan_cycle"
     assert_trees(who, run(implementation), expected("float64"), expected("float32"), stacked=())
@@ -82,58 +95,3 @@ def test_cycles_are_in_the_graph_once():
 
     sizes = {N: size(N) for N in (2, 16)}
     assert_bounded("cycles", sizes, sizes[2], 1, loops=1)
-
-
-@pytest.mark.usefixtures("captured_only")
-def test_xs_of_a_cycle_are_a_tuple(implementation):
-    def scaled(carry, params, x):
-        return carry * params + x, carry
-
-    weights, xs = np.array([[2.0, 3.0], [5.0, 7.0]]), np.array([[1.0, 2.0], [3.0, 4.0]])
-    arrays = from_numpy(implementation, ((weights[0], weights[1]), np.array(1.0), (xs[0], xs[1])))
-    carry, (_, ys, _) = implementation.scan_cycle(implementation.cycled(scaled, scaled), *arrays)
-    # ((1 * 2 + 1) * 5 + 3 = 18) * 3 + 2 = 56; 56 * 7 + 4
-    assert implementation.to_numpy(carry) == 396
-    assert [y.tolist() for y in to_numpy(implementation, ys)] == [[1, 18], [3, 56]]
-
-
-# A layer at a time.
-
-GRADIENTS = layer_params("transformer_encoder", 5, 4, **SIZES["transformer_encoder"])
-NORMS = np.sqrt(sum((a.astype(float) ** 2).reshape(4, -1).sum(1) for a in flat(GRADIENTS)))
-
-
-def test_norms_are_of_each_layer(implementation):
-    norms = implementation.to_numpy(implementation.layer_norms(from_numpy(implementation, GRADIENTS)))
-    np.testing.assert_allclose(norms, NORMS, rtol=1e-6)
-
-
-def test_a_layer_is_clipped_by_itself(implementation):
-    """Two of four layers are above the limit; a layer without a gradient stays without."""
-    given = tree_map(lambda a: a * np.array([1, 0.1, 3, 0], a.dtype).reshape(4, *[1] * (a.ndim - 1)), GRADIENTS)
-    limit = float(NORMS.max() * 0.9)
-    clipped = to_numpy(implementation, implementation.clip_layers(from_numpy(implementation, given), limit))
-    norms = NORMS * [1, 0.1, 3, 0]
-    assert (norms > limit).sum() in (1, 2)
-    factors = np.where(norms > limit, limit / np.maximum(norms, 1e-300), 1)
-    for before, after in zip(flat(given), flat(clipped), strict=True):
-        assert after.dtype == before.dtype
-        np.testing.assert_allclose(after, before * factors.reshape(4, *[1] * (before.ndim - 1)), rtol=1e-5)
-
-
-def test_clipping_the_stack_as_one_is_caught():
-    implementation = loaded("jax_scan")
-    with pytest.raises(AssertionError):
-        test_a_layer_is_clipped_by_itself(_Whole(implementation))
-
-
-class _Whole:
-    """An implementation whose norm is that of the whole stack."""
-
-    def __init__(self, implementation):
-        self.from_numpy, self.to_numpy = implementation.from_numpy, implementation.to_numpy
-
-    def clip_layers(self, gradients, max_norm):
-        arrays = flat(gradients)
-        norm = float(sum((a**2).sum() for a in arrays)) ** 0.5
-        return tree_map(partial(lambda factor, a: a * factor, min(1.0, max_norm / norm)), gradients)

@@ -16,14 +16,13 @@ from tests.conftest import loaded
 from tests.support.dialect import flat, from_numpy, with_arrays
 
 N, NAME = 5, "torch_compile"
+pytestmark = pytest.mark.torch_backend("eager")  # devices are checked where programs are captured
 OPTIONS = ({"unroll": 2}, {"remat": 2, "unroll": 2, "reverse": True})
 
 
 @pytest.fixture
-def torch(monkeypatch):
-    """torch, and programs that are captured only: devices are checked there."""
+def torch():
     loaded(NAME)
-    monkeypatch.setattr("torch_compile.edges.BACKEND", "eager")
     import torch
 
     return torch

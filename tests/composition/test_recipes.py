@@ -8,18 +8,26 @@ import pytest
 
 from reference import cases
 from reference.stack import apply_layers, run_layers, tree_map
-from tests.support.comparator import assert_case
+from tests.support.comparator import assert_case, assert_trees
 from tests.support.dialect import from_numpy, layer_of, ops, pullback, to_numpy
-from tests.support.problems import ACTIVATIONS, D, as_float64, make_cell, problem
-from tests.support.stacks import assert_program
-from tests.support.trees import assert_trees
+from tests.support.outside import around
+from tests.support.problems import ACTIVATIONS, D, as_float64, assert_program, make_cell, problem
 
-quick = pytest.mark.usefixtures("without_inductor")
+quick = pytest.mark.torch_backend("aot_eager")
 CASE = cases.case("small_integers_3x7", "float32")
 both_forms = pytest.mark.parametrize("form", ["scan_layers", "unroll_layers"])
 
 
 # Gates.
+
+
+@quick
+def test_a_gate_by_hand(implementation):
+    """Layers of 2, 3 and 5: open, closed, and half open, which is half of 10 and half of the 2 that entered."""
+    gated = implementation.gated(lambda carry, w: (carry * w, None))
+    arrays = np.array([2, 3, 5], np.float32), np.array(1, np.float32), np.array([1, 0, 0.5], np.float32)
+    carry, _ = implementation.scan_layers(gated, *from_numpy(implementation, arrays))
+    assert implementation.to_numpy(carry) == 6
 
 
 def make_gated(o):
@@ -32,6 +40,7 @@ def make_gated(o):
 
 
 @quick
+@pytest.mark.covers("gates: early exit, padded depth")
 @pytest.mark.parametrize("gates", [[1, 0.5, 0.25, 0.75], [0, 0, 1, 0]], ids=str)
 def test_gates_mix_and_have_a_gradient_open_and_closed(implementation, gates):
     rng = np.random.default_rng(0)
@@ -50,6 +59,7 @@ def make_gated_dense(o):
 
 
 @quick
+@pytest.mark.covers("gates: early exit, padded depth")
 @both_forms
 def test_gates_of_0_and_1_leave_early_and_skip(implementation, form):
     """Exactly: integers, which a product with 0 or 1 does not round."""
@@ -60,6 +70,7 @@ def test_gates_of_0_and_1_leave_early_and_skip(implementation, form):
 
 
 @quick
+@pytest.mark.covers("gates: early exit, padded depth")
 def test_stacks_padded_to_one_depth_give_what_they_gave(implementation):
     for N in (0, 1, 2, 3):
         padded = np.concatenate([CASE.weights[:N], np.zeros((5 - N, 7, 7), np.float32)])
@@ -104,6 +115,7 @@ def test_a_gated_layer_keeps_its_xs_its_ys_and_its_integers(implementation, form
 
 
 @quick
+@pytest.mark.covers("mixed precision: bfloat16 carry, float32 params")
 def test_params_stay_in_float32_around_a_bfloat16_carry(implementation):
     """The numbers are those of the case in bfloat16; the gradient of float32 params is float32."""
     case = cases.case("orthogonal_3x7", "bfloat16")
@@ -129,6 +141,16 @@ def test_integers_among_the_params_are_not_cast(implementation):
     np.testing.assert_array_equal(implementation.to_numpy(ys), params["k"], strict=True)
 
 
+@pytest.mark.covers("autocast around the stack")
+def test_autocast_around_the_stack(implementation):
+    """It would change the dtypes within a layer: silently is the one way in which it must not."""
+    import torch
+
+    weights, x = from_numpy(implementation, (CASE.weights, CASE.x))
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        implementation.scan_layers(implementation.LAYERS["dense"], weights, x)
+
+
 @quick
 @both_forms
 def test_a_carry_that_drifts_to_the_dtype_of_params_is_refused(implementation, form):
@@ -149,6 +171,7 @@ def located(implementation, layer, *trees, **options):
 
 
 @quick
+@pytest.mark.covers("which layer made the NaN")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_first_layer_that_is_not_finite_is_named(implementation, reverse, value):
@@ -177,6 +200,15 @@ def test_a_layer_is_named_inside_the_users_function(implementation):
     layer = implementation.LAYERS["dense"]
     program = implementation.compile(lambda w, x: implementation.locate_nonfinite(layer, w, x))
     assert int(implementation.to_numpy(program(*from_numpy(implementation, (weights, CASE.x))))) == 1
+
+
+@quick
+@pytest.mark.covers("the stack by name in a profile")
+def test_the_stack_has_its_name_in_a_profile(implementation):
+    layer, arrays = implementation.LAYERS["dense"], from_numpy(implementation, (CASE.weights, CASE.x))
+    names = around(implementation.__name__).profile_names
+    assert "scan_layers" in names(lambda w, x: implementation.scan_layers(layer, w, x)[0], *arrays)
+    assert "scan_layers" not in names(lambda w, x: implementation.unroll_layers(layer, w, x)[0], *arrays)
 
 
 # Complex numbers, and layers without any number of floating point.

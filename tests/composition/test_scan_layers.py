@@ -10,11 +10,26 @@ import pytest
 from reference import cases
 from reference.stack import apply_layers
 from tests.conftest import loaded
-from tests.support.dialect import from_numpy
-from tests.support.options import ROWS, VALUES, pairs
-from tests.support.stacks import assert_right
+from tests.support.dialect import from_numpy, pullback, to_numpy
+from tests.support.outside import around
+from tests.support.problems import ROWS, VALUES, assert_right, pairs
 
-quick = pytest.mark.usefixtures("captured_only")
+quick = pytest.mark.torch_backend("eager")
+
+
+@quick
+@pytest.mark.parametrize("form", ["scan_layers", "unroll_layers"])
+def test_two_layers_by_hand(implementation, form):
+    """Layers of 2 and 3 make 6 of 1; each shows what entered it, in layer order, whichever runs first."""
+
+    def stack(w, x, **options):
+        return getattr(implementation, form)(lambda carry, w: (carry * w, carry), w, x, **options)
+
+    inputs = np.array([2.0, 3.0]), np.array(1.0)
+    (y, ys), (dw, dx) = pullback(implementation, stack, inputs, (np.array(1.0), np.zeros(2)))
+    assert (y, ys.tolist(), dw.tolist(), dx) == (6, [1, 2], [3, 2], 6)
+    y, ys = to_numpy(implementation, stack(*from_numpy(implementation, inputs), reverse=True))
+    assert (y, ys.tolist()) == (6, [3, 1])
 
 
 def test_every_pair_of_options_occurs():
@@ -23,8 +38,16 @@ def test_every_pair_of_options_occurs():
     assert len(ROWS) < 45
 
 
-@pytest.mark.usefixtures("captured_only")
-@pytest.mark.parametrize("row", ROWS, ids=str)
+def covered(row):
+    yield "any layer: nested trees, None, integers, xs and ys"
+    yield from ["any layer, N = 0 and N = 1"] * (row.N < 2) + ["reverse"] * row.reverse
+    yield from ["remat=True"] * (row.remat is True)
+
+
+@quick
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=str(row), marks=pytest.mark.covers(*covered(row))) for row in ROWS]
+)
 def test_every_option(implementation, row):
     """On a layer that has everything: nested trees, None, integers, xs, two kinds of y."""
     assert_right(implementation, "cell", row.N, dtype=row.dtype, **row.keywords)
@@ -45,7 +68,7 @@ def test_layers_that_frameworks_find_odd(implementation, name, N):
     assert_right(implementation, name, N)
 
 
-@pytest.mark.usefixtures("captured_only")
+@quick
 @pytest.mark.parametrize(
     ("N", "options"), [(5, {"reverse": True, "remat": 2}), (5, {"unroll": 2}), (0, {"unroll": 2})], ids=str
 )
@@ -68,22 +91,60 @@ def test_the_twin_of_odd_layers(implementation, name):
 @pytest.mark.thorough("torch_compile")
 def test_compiled_by_the_user(implementation, N, options):
     """In torch by Inductor, where most of its scan's defects are; also where one layer is left over by the groups."""
-    assert_right(implementation, "cell", N, compiled=True, use="inductor", **options)
+    assert_right(implementation, "cell", N, compiled=True, **options)
 
 
 # Depth, left open.
 
+BY_DEPTH = {2: 5, 3: 16, 5: 326}  # of 1 * 1 + 1 = 2, 2 * 2 + 1 = 5, 5 * 3 + 1 = 16, 16 * 4 + 1 = 65, 65 * 5 + 1 = 326
 
+
+def times_plus_one(carry, w):
+    return carry * w + 1, None
+
+
+def of_depth(N):
+    return np.arange(1, N + 1, dtype=np.float32), np.ones((), np.float32)
+
+
+@quick
+@pytest.mark.covers("one program for all N")
+def test_one_program_serves_every_depth(implementation):
+    """The width is one that no other test uses."""
+    before = implementation.program_count()
+    for N in BY_DEPTH:
+        y = implementation.scan_apply_layers(*from_numpy(implementation, (np.ones((N, 11, 11)), np.ones(11))))
+        assert implementation.to_numpy(y).tolist() == [11**N] * 11
+    assert implementation.program_count() == before + 1
+
+
+@quick
+@pytest.mark.covers("one program for all N, any layer")
+def test_one_program_serves_every_depth_of_any_layer(implementation):
+    def stack(w, x):
+        return implementation.scan_layers(times_plus_one, w, x)[0]
+
+    calls = [from_numpy(implementation, of_depth(N)) for N in BY_DEPTH]
+    count, results = around(implementation.__name__).programs(stack, calls)
+    assert [float(implementation.to_numpy(y)) for y in results] == list(BY_DEPTH.values())
+    assert count == 1
+
+
+@pytest.mark.covers("one exported program for all N", of="jax_scan")
 def test_one_exported_jax_program_serves_every_depth():
     implementation = loaded("jax_scan")
     import jax
     from jax import export
 
-    case = cases.case("small_integers_3x7", "float32")
+    def exported(stack, *shapes):
+        arrays = [jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), np.float32) for shape in shapes]
+        return export.export(jax.jit(stack))(*arrays)
 
-    N, d = export.symbolic_shape("N, d")
-    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((N, d, d), (d,))]
-    program = export.export(jax.jit(implementation.scan_apply_layers))(*shapes)
-    for depth in (1, 2, 3):
-        y = program.call(*from_numpy(implementation, (case.weights[:depth], case.x)))
-        np.testing.assert_array_equal(implementation.to_numpy(y), apply_layers(case.weights[:depth], case.x))
+    case, scope = cases.case("small_integers_3x7", "float32"), export.SymbolicScope()
+    program = exported(implementation.scan_apply_layers, "N, d, d", "d")
+    for N in (1, 2, 3):
+        y = program.call(*from_numpy(implementation, (case.weights[:N], case.x)))
+        np.testing.assert_array_equal(implementation.to_numpy(y), apply_layers(case.weights[:N], case.x))
+    program = exported(lambda w, x: implementation.scan_layers(times_plus_one, w, x)[0], "N", "")
+    for N, y in BY_DEPTH.items():
+        assert program.call(*from_numpy(implementation, of_depth(N))) == y

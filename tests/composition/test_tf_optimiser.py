@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from tests.conftest import loaded
-from tests.support.tf_forms import FORMS, assert_near, forms, gradients
+from tests.support.outside import FORMS, assert_near, forms, gradients
+
+
+@FORMS
+def test_integers_added_twice(form):
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    run = forms()[form](lambda p, c: tf_while.scan_layers(lambda c, p: ((c + c + 1) % 5, None), p, c)[0])
+    found = run(tf.ones([3]), tf.constant([1, 2]))
+    assert found.dtype == tf.int32
+    assert found.numpy().tolist() == [0, 3]  # 1, 3, 2, 0 and 2, 0, 1, 3
 
 
 def sums():
@@ -47,17 +58,6 @@ def test_an_array_added_twice(name, form):
     ):
         right = function(tf_while.unroll_layers, *arrays)
         assert_near(run(lambda p, c, f=function: f(tf_while.scan_layers, p, c))(*arrays), right)
-
-
-@FORMS
-def test_integers_added_twice(form):
-    tf_while = loaded("tf_while")
-    import tensorflow as tf
-
-    run = forms()[form](lambda p, c: tf_while.scan_layers(lambda c, p: ((c + c + 1) % 5, None), p, c)[0])
-    found = run(tf.ones([3]), tf.constant([1, 2]))
-    assert found.dtype == tf.int32
-    assert found.numpy().tolist() == [0, 3]  # 1, 3, 2, 0 and 2, 0, 1, 3
 
 
 def drawn(seed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import loaded
-from tests.support.tf_forms import FORMS, assert_near, forms, gradients
+from tests.support.outside import FORMS, assert_near, forms, gradients
 
 
 def layers():

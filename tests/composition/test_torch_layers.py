@@ -13,20 +13,33 @@ import pytest
 
 from tests.conftest import loaded
 
+pytestmark = pytest.mark.torch_backend("aot_eager")
+by_inductor = pytest.mark.torch_backend("inductor")
 FORMS = pytest.mark.parametrize("form", ["as it stands", "in torch.compile"])
 
 
 @pytest.fixture
-def torch_compile(monkeypatch):
-    monkeypatch.setattr("torch_compile.edges.BACKEND", "aot_eager")
+def torch_compile():
     return loaded("torch_compile")
 
 
-def in_form(form, function, backend="aot_eager"):
+def test_a_value_that_a_layer_closes_over_by_hand(torch_compile):
+    """Layers of 2 and 3, each times 10, make 600 of 1: the gradient of the 10 is that of 6 * 10^2."""
     import torch
 
+    w, scale = torch.tensor([2.0, 3.0], requires_grad=True), torch.tensor(10.0, requires_grad=True)
+    y, _ = torch_compile.scan_layers(lambda c, p: (c * p * scale, None), w, torch.tensor(1.0))
+    dw, dscale = torch.autograd.grad(y, (w, scale))
+    assert (y.item(), dw.tolist(), dscale.item()) == (600, [300, 200], 120)
+
+
+def in_form(form, function):
+    import torch
+
+    from torch_compile import edges
+
     torch._dynamo.reset()
-    return torch.compile(function, backend=backend) if form == "in torch.compile" else function
+    return torch.compile(function, backend=edges.BACKEND) if form == "in torch.compile" else function
 
 
 def arrays(*shapes, dtype=None):
@@ -126,11 +139,10 @@ def test_the_gradient_is_that_of_the_masks_of_the_forward_pass(torch_compile, un
     gradient_of_masks(in_form(form, lambda w, x: torch_compile.scan_layers(masking(name), w, x, unroll=unroll)))
 
 
+@by_inductor
 @pytest.mark.parametrize("name", ["a module", "in a stack"])
 def test_the_gradient_is_that_of_the_masks_by_inductor(torch_compile, name):
-    gradient_of_masks(
-        in_form("in torch.compile", lambda w, x: torch_compile.scan_layers(masking(name), w, x), "inductor")
-    )
+    gradient_of_masks(in_form("in torch.compile", lambda w, x: torch_compile.scan_layers(masking(name), w, x)))
 
 
 def gradient_of_masks(stack):
@@ -332,9 +344,10 @@ def test_what_a_layer_closes_over_gets_its_gradient(torch_compile, options, name
     closed_over(torch_compile, in_form(form, lambda f, *a: f(*a)), name, options)
 
 
+@by_inductor
 @pytest.mark.parametrize("name", ["a bound method", "a module"])
 def test_what_a_layer_closes_over_gets_its_gradient_by_inductor(torch_compile, name):
-    closed_over(torch_compile, in_form("in torch.compile", lambda f, *a: f(*a), "inductor"), name, {})
+    closed_over(torch_compile, in_form("in torch.compile", lambda f, *a: f(*a)), name, {})
 
 
 def closed_over(torch_compile, form, name, options):
@@ -475,20 +488,28 @@ def test_forward_mode_without_a_rule_is_refused(torch_compile, form):
         run(w, x)
 
 
+@by_inductor
 def test_a_derivative_of_the_users_own_by_inductor(torch_compile):
     (w, x), twice = arrays((3, 2, 2), (2, 2)), rule(False, False)
     layer = lambda c, p: (c @ twice.apply(p), None)  # noqa: E731
-    run = in_form("in torch.compile", lambda w, x: torch_compile.scan_layers(layer, w, x)[0], "inductor")
+    run = in_form("in torch.compile", lambda w, x: torch_compile.scan_layers(layer, w, x)[0])
     assert_same(gradients(run, w, x), gradients(lambda w, x: loop(layer, w, x), w, x))
 
 
 # Checkpoints and modules of torch.
 
 
-@pytest.mark.parametrize(
-    ("backend", "options"), [("aot_eager", {"remat": 2}), ("aot_eager", {"unroll": 2}), ("inductor", {})], ids=str
-)
-def test_a_checkpoint_around_a_stack_in_a_users_program(torch_compile, backend, options):
+@pytest.mark.parametrize("options", [{"remat": 2}, {"unroll": 2}], ids=str)
+def test_a_checkpoint_around_a_stack_in_a_users_program(torch_compile, options):
+    checkpoint_around(torch_compile, options)
+
+
+@by_inductor
+def test_a_checkpoint_around_a_stack_by_inductor(torch_compile):
+    checkpoint_around(torch_compile, {})
+
+
+def checkpoint_around(torch_compile, options):
     import torch
     from torch.utils.checkpoint import checkpoint
 
@@ -497,7 +518,7 @@ def test_a_checkpoint_around_a_stack_in_a_users_program(torch_compile, backend, 
     def around(w, x):
         return checkpoint(lambda *a: torch_compile.scan_layers(layer, *a, **options)[0], w, x, use_reentrant=False)
 
-    run = in_form("in torch.compile", around, backend)
+    run = in_form("in torch.compile", around)
     assert_same(gradients(run, w, x), gradients(lambda w, x: loop(layer, w, x), w, x))
 
 

@@ -11,13 +11,42 @@ from functools import partial
 import numpy as np
 import pytest
 
+from reference.cases import SIZES, layer_carry, layer_params
+from reference.layers import transformer_decoder
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
+from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, layer_of, ops, to_numpy
 from tests.support.problems import STEP, as_complex, as_float64, cell_vjp, is_float, make_cell, problem
-from tests.support.trees import assert_trees
 
-quick = pytest.mark.usefixtures("captured_only")
+quick = pytest.mark.torch_backend("eager")
+
+
+@quick
+def test_transforms_by_hand(implementation):
+    """Layers of 2 and 3 make 6 of 1. Tangents are (5, 7) of w and 10 of x; the loss is y^2 / 2."""
+
+    def layer(carry, w):
+        return carry * w, None
+
+    def numbers(*arrays):
+        return [implementation.to_numpy(array).tolist() for array in arrays]
+
+    given = ([2, 3], 1, [5, 7], 10, [1, 10])
+    w, x, tw, tx, batch = from_numpy(implementation, tuple(np.array(a, float) for a in given))
+    (y, _), (dw, dx, _) = implementation.vjp_layers(layer, w, x, cotangents=(tx, None))
+    assert numbers(y, dw, dx) == [6, [10 * 3, 10 * 2], 10 * 6]
+    (y, _), (ty, _) = implementation.jvp_layers(layer, w, x, tangents=(tw, tx, None))
+    assert numbers(y, ty) == [6, 5 * 3 + 2 * 7 + 6 * 10]
+    assert numbers(implementation.vmap_layers(layer, w, batch)[0]) == [[6, 60]]
+    _, (dw, dx, _) = implementation.vmap_vjp_layers(layer, w, batch, cotangents=(batch, None))
+    assert numbers(dw, dx) == [[[3, 2], [10 * 30, 10 * 20]], [6, 60]]
+    # the gradient is y (w1 x, w0 x, w0 w1), of x^2, x^2 and x: moved along x by x, twice and once as much
+    (dw, dx, _), (tdw, tdx, _) = implementation.hvp_layers(
+        layer, lambda y, _: y * y / 2, w, x, tangents=(None, x, None)
+    )
+    assert numbers(dw, dx, tdw, tdx) == [[6 * 3, 6 * 2], 6 * 6, [36, 24], 36]
+
 
 N = 5
 # what -> options, and whether the user compiles
@@ -125,8 +154,8 @@ def check(implementation, what, transform, arrays, right, compiled):
     assert_trees(f"{implementation.__name__}, {what}", *named)
 
 
-def cell(implementation, use=""):
-    return layer_of(make_cell, implementation.__name__, use)
+def cell(implementation):
+    return layer_of(make_cell, implementation.__name__)
 
 
 INPUTS = problem("cell", N).inputs
@@ -135,6 +164,7 @@ TANGENTS = drawn(1, INPUTS)
 
 
 @quick
+@pytest.mark.covers("`vjp_layers`, compiled")
 @every_option
 def test_reverse_mode(implementation, options, compiled):
     layer = cell(implementation)
@@ -147,6 +177,7 @@ def test_reverse_mode(implementation, options, compiled):
 
 
 @quick
+@pytest.mark.covers("`jvp_layers`, compiled")
 @every_option
 def test_forward_mode(implementation, options, compiled):
     layer = cell(implementation)
@@ -159,17 +190,18 @@ def test_forward_mode(implementation, options, compiled):
 
 
 @quick
+@pytest.mark.covers("`hvp_layers`, compiled")
 @every_option
 def test_second_order(implementation, options, compiled):
     check_second_order(implementation, options, compiled)
 
 
 def test_second_order_under_inductor():
-    check_second_order(loaded("torch_compile"), {}, True, "inductor")
+    check_second_order(loaded("torch_compile"), {}, True)
 
 
-def check_second_order(implementation, options, compiled, use=""):
-    layer, of = cell(implementation, use), loss_of(implementation.__name__)
+def check_second_order(implementation, options, compiled):
+    layer, of = cell(implementation), loss_of(implementation.__name__)
 
     def transform(inputs, tangents):
         return implementation.hvp_layers(layer, of, *inputs, tangents=tangents, **options)
@@ -203,6 +235,7 @@ def batched(axes):
 
 
 @quick
+@pytest.mark.covers("`vmap_layers`, compiled")
 @every_batch
 def test_batching(implementation, axes, options, compiled):
     layer, reverse = cell(implementation), options.get("reverse", False)
@@ -217,6 +250,7 @@ def test_batching(implementation, axes, options, compiled):
 
 
 @quick
+@pytest.mark.covers("`vmap_vjp_layers` (per-example gradients), compiled")
 @every_batch
 def test_per_example_gradients(implementation, axes, options, compiled):
     """Of what the batch shares too, one gradient for each member."""
@@ -225,11 +259,11 @@ def test_per_example_gradients(implementation, axes, options, compiled):
 
 @pytest.mark.thorough
 def test_per_example_gradients_under_inductor():
-    check_per_example_gradients(loaded("torch_compile"), (None, 0, None), {}, True, "inductor")
+    check_per_example_gradients(loaded("torch_compile"), (None, 0, None), {}, True)
 
 
-def check_per_example_gradients(implementation, axes, options, compiled, use=""):
-    layer, reverse = cell(implementation, use), options.get("reverse", False)
+def check_per_example_gradients(implementation, axes, options, compiled):
+    layer, reverse = cell(implementation), options.get("reverse", False)
 
     def transform(inputs, cotangents):
         return implementation.vmap_vjp_layers(layer, *inputs, cotangents=cotangents, in_axes=axes, **options)
@@ -258,6 +292,24 @@ def test_none_is_zero_for_a_whole_tree(implementation):
         return reverse_mode(inputs, (dcarry, like[0]))[1], forward_mode(inputs, (*tangents, like[1]))[1]
 
     check(implementation, "None for zero", transform, (INPUTS, dcarry, (tparams, tinit)), right, False)
+
+
+@quick
+@pytest.mark.covers("`jvp_layers` of layers with attention")
+def test_forward_mode_of_attention(implementation):
+    size, layer = SIZES["transformer_decoder"], implementation.LAYERS["transformer_decoder"]
+    inputs = layer_params("transformer_decoder", 0, 2, **size), layer_carry("transformer_decoder", 0, **size), None
+
+    def transform(inputs, tangents):
+        return implementation.jvp_layers(layer, *inputs, tangents=tangents)
+
+    def right(inputs, tangents):
+        def outputs(inputs):
+            return run_layers(transformer_decoder, *inputs)
+
+        return outputs(inputs), derivative(outputs(stepped(inputs, tangents)))
+
+    check(implementation, "attention", transform, (inputs, drawn(7, inputs)), right, False)
 
 
 @quick

@@ -410,7 +410,7 @@ def test_the_equivalent_loop_is_equivalent(implementation):
     assert not np.array_equal(expected, case.x)
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("with_xs", [False, True])
 def test_the_equivalent_loop_of_any_layer_is_equivalent(implementation, reverse, with_xs):

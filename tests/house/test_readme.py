@@ -15,9 +15,8 @@ from implementations import NAMES
 from reference import training
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
-from tests.support import outside
-from tests.support.dialect import from_numpy, ops, pullback
-from tests.support.probes import STEP, TX, B, N, W, X, assert_close, quick_compiler
+from tests.support.comparator import assert_close
+from tests.support.dialect import from_numpy, ops, pullback, to_numpy
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))}
@@ -26,7 +25,14 @@ BLOCKS = [code for text in TEXTS.values() for code in re.findall(r"```python\n(.
 WEIGHTS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32)
 START = np.array([3, 4], np.float32)
 FIRST = {"jax_scan": "lax.scan(l", "torch_compile": "y.new_empty(0)", "tf_while": "tf.while_loop("}  # words of a block
-d = len(X)
+N, d, STEP = 5, 3, 1e-30  # the square of the complex step is below the last bit of any result
+_rng = np.random.default_rng(0)
+W, X, TX, B = _rng.standard_normal((N, d, d)), *_rng.standard_normal((3, d))
+quick = pytest.mark.torch_backend("eager")
+
+
+def assert_shown(implementation, shown, right):
+    assert_close(implementation.__name__, to_numpy(implementation, shown), right)
 
 
 def block(words: str) -> str:
@@ -112,7 +118,7 @@ def test_gradient_of_any_layer(name):
     else:
         gradient = shown.gradient(params, x)
     y, hs = run_layers(make_layer(ops("numpy")), PARAMS, X)
-    assert_close(implementation, gradient, gradients(PARAMS, X, (2 * y, np.ones_like(hs)))[0])
+    assert_shown(implementation, gradient, gradients(PARAMS, X, (2 * y, np.ones_like(hs)))[0])
 
 
 def given(implementation):
@@ -133,14 +139,14 @@ def given(implementation):
     }
     here = {name: from_numpy(implementation, tree) for name, tree in arrays.items()}
     here |= {"stacks": implementation, "layer": make_layer(o), "N": N, "d": d}
-    here |= {"repeat": getattr(outside, implementation.__name__).repeat, "loss": lambda carry, ys: o.sum(carry**2) / 2}
+    here |= {"repeat": o.shared, "loss": lambda carry, ys: o.sum(carry**2) / 2}
     return arrays, here
 
 
+@quick
 def test_derivatives_and_batches(implementation):
     arrays, here = given(implementation)
-    with quick_compiler(implementation):
-        shown = run(block("vjp_layers"), **here)
+    shown = run(block("vjp_layers"), **here)
     layer, a, zero = make_layer(ops("numpy")), SimpleNamespace(**arrays), np.zeros((N, d))
     moved = {key: PARAMS[key] + 1j * STEP * a.tparams[key] for key in PARAMS}, X + 1j * STEP * a.tx
 
@@ -150,29 +156,29 @@ def test_derivatives_and_batches(implementation):
     def derivative(tree):
         return tree_map(lambda array: array.imag / STEP, tree)
 
-    assert_close(implementation, (shown.dparams, shown.dx, None), gradients(PARAMS, X, (a.dcarry, a.dys)))
-    assert_close(implementation, (shown.tcarry, shown.tys), derivative(run_layers(layer, *moved)))
-    assert_close(implementation, (shown.gradient, shown.product), (gradient(PARAMS, X), derivative(gradient(*moved))))
+    assert_shown(implementation, (shown.dparams, shown.dx, None), gradients(PARAMS, X, (a.dcarry, a.dys)))
+    assert_shown(implementation, (shown.tcarry, shown.tys), derivative(run_layers(layer, *moved)))
+    assert_shown(implementation, (shown.gradient, shown.product), (gradient(PARAMS, X), derivative(gradient(*moved))))
     members = [run_layers(layer, PARAMS, x) for x in a.batch]
-    assert_close(implementation, (shown.carries, shown.yss), tuple(map(np.stack, zip(*members, strict=True))))
+    assert_shown(implementation, (shown.carries, shown.yss), tuple(map(np.stack, zip(*members, strict=True))))
     each = [gradients(PARAMS, x, (ct, zero))[0] for x, ct in zip(a.batch, a.dcarries, strict=True)]
-    assert_close(implementation, shown.dparams_each, {key: np.stack([g[key] for g in each]) for key in PARAMS})
+    assert_shown(implementation, shown.dparams_each, {key: np.stack([g[key] for g in each]) for key in PARAMS})
 
 
+@quick
 def test_decoding_one_more_token(implementation):
     B, T = 2, 5
     sequence = from_numpy(implementation, np.random.default_rng(0).standard_normal((B, T, 64)).astype(np.float32))
-    with quick_compiler(implementation):
-        shown = run(block("empty_cache"), stacks=implementation, N=3, B=B, T=T, sequence=sequence)
+    shown = run(block("empty_cache"), stacks=implementation, N=3, B=B, T=T, sequence=sequence)
     y, last = (implementation.to_numpy(array) for array in (shown.y, shown.last))
     np.testing.assert_allclose(last, y[:, -1:], rtol=1e-4, atol=1e-5)
     assert abs(y - implementation.to_numpy(sequence)).max() > 1
 
 
+@quick
 def test_training_is_called_as_shown(implementation):
     weights, batches = from_numpy(implementation, (training.init_params(), training.batches()[:2]))
-    with quick_compiler(implementation):
-        shown = run(block("stacks.train"), stacks=implementation, weights=weights, batches=batches)
+    shown = run(block("stacks.train"), stacks=implementation, weights=weights, batches=batches)
     losses = implementation.to_numpy(shown.losses)
     np.testing.assert_allclose(losses, training.train("float64").losses[:2], rtol=1e-5)
 
@@ -182,47 +188,46 @@ def test_training_is_called_as_shown(implementation):
 RECIPES = ("add_shared", "with_dropout", "stacks.gated", "locate_nonfinite")
 
 
+@quick
 def test_shared_parameter(implementation):
     _, here = given(implementation)
-    with quick_compiler(implementation):
-        shown = run(block("add_shared"), **here)
+    shown = run(block("add_shared"), **here)
     layer = make_layer(ops("numpy"))
-    assert_close(implementation, (shown.carry, shown.ys), run_layers(lambda c, p: layer(c + B, p), PARAMS, X))
+    assert_shown(implementation, (shown.carry, shown.ys), run_layers(lambda c, p: layer(c + B, p), PARAMS, X))
 
 
+@quick
 def test_dropout(implementation):
     """It is the layer's result, less what the masks drop: here replayed by hand."""
     _, here = given(implementation)
-    with quick_compiler(implementation):
-        shown = run(block("with_dropout"), **here)
-        again = run(block("with_dropout"), **here)
-        unrolled = run(block("with_dropout").replace("scan_layers", "unroll_layers"), **here)
+    shown = run(block("with_dropout"), **here)
+    again = run(block("with_dropout"), **here)
+    unrolled = run(block("with_dropout").replace("scan_layers", "unroll_layers"), **here)
     carry = implementation.to_numpy(shown.carry)
     np.testing.assert_array_equal(carry, implementation.to_numpy(again.carry))
     np.testing.assert_allclose(carry, implementation.to_numpy(unrolled.carry), rtol=1e-12)
 
 
+@quick
 def test_gates(implementation):
     _, here = given(implementation)
-    with quick_compiler(implementation):
-        shown = run(block("stacks.gated"), **here)
+    shown = run(block("stacks.gated"), **here)
     first = {key: array[:3] for key, array in PARAMS.items()}
-    assert_close(implementation, shown.carry, run_layers(make_layer(ops("numpy")), first, X)[0])
+    assert_shown(implementation, shown.carry, run_layers(make_layer(ops("numpy")), first, X)[0])
     broken = PARAMS["b"].copy()
     broken[4, 0] = np.nan  # of a layer behind a closed gate: it is computed all the same
     here["params"] = here["params"] | {"b": implementation.from_numpy(broken)}
-    with quick_compiler(implementation):
-        assert np.isnan(implementation.to_numpy(run(block("stacks.gated"), **here).carry)).any()
+    assert np.isnan(implementation.to_numpy(run(block("stacks.gated"), **here).carry)).any()
 
 
+@quick
 def test_where_the_nan_is(implementation):
     _, here = given(implementation)
     broken = PARAMS["b"].copy()
     broken[2, 1] = np.nan
-    with quick_compiler(implementation):
-        assert implementation.to_numpy(run(block("locate_nonfinite"), **here).i) == -1
-        here["params"] = here["params"] | {"b": implementation.from_numpy(broken)}
-        assert implementation.to_numpy(run(block("locate_nonfinite"), **here).i) == 2
+    assert implementation.to_numpy(run(block("locate_nonfinite"), **here).i) == -1
+    here["params"] = here["params"] | {"b": implementation.from_numpy(broken)}
+    assert implementation.to_numpy(run(block("locate_nonfinite"), **here).i) == 2
 
 
 def test_one_exported_program():
@@ -247,8 +252,8 @@ def test_the_frameworks_compilers_take_a_stack_as_they_come(implementation):
     compiled = evaluators()[name](code, {"weights": weights, "x": x, "loss": loss}, "")
     value, gradients = pullback(implementation, compiled, [W, X], np.float64(1))
     right = apply_layers(W, X)
-    assert_close(implementation, from_numpy(implementation, value), (right**2).sum() / 2)
-    assert_close(implementation, from_numpy(implementation, list(gradients)), [*apply_layers_vjp(W, X, right)[1:]])
+    assert_shown(implementation, from_numpy(implementation, value), (right**2).sum() / 2)
+    assert_shown(implementation, from_numpy(implementation, list(gradients)), [*apply_layers_vjp(W, X, right)[1:]])
 
 
 LANGUAGES = {"jax_scan": "jax.", "torch_compile": "torch.", "tf_while": "tf."}
@@ -289,6 +294,7 @@ def test_table_is_tried_in_full():
     assert all(CODE[what, "jax_scan"] for what in TABLE)
 
 
+@quick
 @pytest.mark.parametrize("what", [what for what in TABLE if what != "carry"])
 def test_row_of_the_table(implementation, what):
     """The first piece of code in each cell."""
@@ -299,10 +305,9 @@ def test_row_of_the_table(implementation, what):
     names = {"weights": weights, "x": x, "tweights": tweights, "tx": tx, "batch": batch, "d": d, "w": weights[0]}
     names["stack"] = implementation.scan_apply_layers
     names["loss"] = lambda weights, x: ops(name).sum(implementation.scan_apply_layers(weights, x) ** 2) / 2
-    with quick_compiler(implementation):
-        result = evaluators()[name](CODE[what, name][0], names, what)
+    result = evaluators()[name](CODE[what, name][0], names, what)
     if what in RIGHT:
-        assert_close(implementation, result, RIGHT[what]())
+        assert_shown(implementation, result, RIGHT[what]())
 
 
 def evaluators():

@@ -13,8 +13,8 @@ from reference.layers import transformer_decoder
 from reference.shapes import HOLDS
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
+from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, with_arrays
-from tests.support.trees import assert_trees
 
 N, B, T, ROOM, PROMPT = 3, 2, 7, 9, 4
 PARAMS = layer_params("transformer_decoder", 3, N, **SIZES["transformer_decoder"])
@@ -46,11 +46,12 @@ def _at(implementation, position):
     return implementation.from_numpy(np.array(position, np.int32))
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize(
     ("dtype", "compiled"),
     [("float32", True), pytest.param("float64", False, marks=pytest.mark.thorough("torch_compile"))],
 )
+@pytest.mark.covers("decoding with a cache of keys and values")
 @pytest.mark.parametrize("hold", HOLDS)
 def test_decoding_is_the_whole_sequence(implementation, hold, dtype, compiled):
     actual = decoded(implementation, hold, dtype, compiled)

@@ -9,9 +9,18 @@ import pytest
 from tests.conftest import loaded
 from tests.support.dialect import from_numpy, pullback
 
-quick = pytest.mark.usefixtures("without_inductor")
+quick = pytest.mark.torch_backend("aot_eager")
 
 RATE, WIDTH, LAYERS = 0.75, 1000, 4  # 1 / (1 - RATE) = 4: on integers nothing rounds
+
+
+@quick
+def test_what_is_kept_makes_up_for_what_is_dropped(implementation):
+    """At a rate of 3/4 one in four is kept, four times as large."""
+    (key,) = implementation.layer_keys(3, 1, (WIDTH,))
+    left = implementation.to_numpy(implementation.dropout(implementation.from_numpy(np.ones(WIDTH)), key, 0.75))
+    assert set(left.tolist()) == {0, 4}
+    assert 150 < (left == 4).sum() < 350  # of 1000
 
 
 def dropping(implementation):
@@ -41,6 +50,7 @@ def assert_dropped(left):
 
 
 @quick
+@pytest.mark.covers("dropout: one key a layer")
 def test_every_layer_drops_other_elements_at_the_rate(implementation):
     assert_dropped(masks(implementation))
 
@@ -63,6 +73,7 @@ def test_wrong_masks_are_caught(change, what):
 
 
 @quick
+@pytest.mark.covers("dropout: one key a layer")
 def test_masks_are_those_of_the_seed_rolled_and_unrolled(implementation):
     left = masks(implementation)
     for other in ({"form": "unroll_layers"}, {}, {"unroll": 3}, {"remat": 2}, {"reverse": True}):

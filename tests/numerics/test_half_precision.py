@@ -14,13 +14,21 @@ import pytest
 from reference import layers
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.stack import run_layers, tree_map
+from tests.support.comparator import assert_trees
 from tests.support.dialect import from_numpy, pullback, to_numpy
 from tests.support.problems import is_float
-from tests.support.trees import assert_trees
 
-pytestmark = pytest.mark.usefixtures("without_inductor")
+pytestmark = pytest.mark.torch_backend("aot_eager")
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 NORMED = [name for name in layers.LAYERS if name != "dense"]
+
+
+@pytest.mark.parametrize(("dtype", "large", "right"), [("bfloat16", 256, 258), ("float16", 2048, 2050)])
+def test_a_sum_is_made_in_float32(implementation, dtype, large, right):
+    """Neither dtype has large + 1: one after the other, each 1 would be lost."""
+    weights, x = np.array([[[1, 1, 1], [0, 0, 0], [0, 0, 0]]], HALF[dtype]), np.array([large, 1, 1], HALF[dtype])
+    y = implementation.scan_apply_layers(*from_numpy(implementation, (weights, x)))
+    assert implementation.to_numpy(y).tolist() == [right, 0, 0]
 
 
 def as_dtype(tree, dtype):

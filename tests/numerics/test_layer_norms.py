@@ -15,6 +15,15 @@ from reference.stack import tree_map
 from tests.support.dialect import flat, from_numpy, pullback, to_numpy
 from tests.support.problems import is_float
 
+
+def test_two_layers_by_hand(implementation):
+    """Norms of (3, 4) and of (6, 8); the second is clipped to the length of the first."""
+    gradients = from_numpy(implementation, {"w": np.array([[3, 4], [6, 8]], np.float32)})
+    assert implementation.to_numpy(implementation.layer_norms(gradients)).tolist() == [5, 10]
+    clipped = implementation.to_numpy(implementation.clip_layers(gradients, 5.0)["w"])
+    np.testing.assert_allclose(clipped, [[3, 4], [3, 4]], rtol=1e-6)
+
+
 BFLOAT16 = ml_dtypes.bfloat16
 RNG = np.random.default_rng(0)
 A, B = RNG.standard_normal((3, 4)), RNG.standard_normal((3, 2, 5))

@@ -14,10 +14,21 @@ from reference import layers
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
+from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, from_numpy, pullback, to_numpy, with_arrays
 from tests.support.laws import assert_constant
 from tests.support.problems import Results, is_float
-from tests.support.trees import assert_trees
+
+
+@pytest.mark.torch_backend("eager")
+def test_a_layer_adds_to_what_enters_it(implementation):
+    """Of an mlp without weights the biases are left: 1 + 10 + 10, and 2 + 20 + 30."""
+    params = layer_params("mlp", 0, 2, d=2, f=4)
+    params["down"] = {"w": np.zeros((2, 4, 2), np.float32), "bias": np.array([[10, 20], [10, 30]], np.float32)}
+    arrays = from_numpy(implementation, (params, np.array([1, 2], np.float32)))
+    y, _ = implementation.scan_layers(implementation.LAYERS["mlp"], *arrays)
+    assert implementation.to_numpy(y).tolist() == [21, 52]
+
 
 N = 3
 WINDOWS = np.array([2, 5, 3], np.int32)  # how far back each layer of the decoder sees
@@ -70,7 +81,7 @@ def right(name, dtype):
 NAMES = (*layers.LAYERS, "transformer_decoder, window")
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [
@@ -118,7 +129,7 @@ def without_key_bias(results):
     return results._replace(dparams={**results.dparams, "query": summed, "key": {"w": key["w"]}})
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("name", NAMES)
 def test_values_in_bfloat16(implementation, name):
     """From inputs that are of bfloat16; ulps are relative, so NumPy's float32 is the yardstick here too."""
@@ -221,7 +232,7 @@ def test_the_other_gelu_is_caught(monkeypatch):
             assert_layers("gelu", actual, name, "float32")
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 def test_gelu_of_what_is_far_below_zero_is_zero_when_compiled(implementation):
     """1 + erf is 0 there but for its last bits, which trained weights multiply: XLA's are wrong, by 8.6e-7 at -9.6."""
     params, carry = (
@@ -308,7 +319,7 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_params_are_refused_in_the_same_words(implementation, what):
     change, kind, words = WRONG[what]

@@ -12,11 +12,25 @@ from reference.cases import Case
 from reference.stack import apply_layers
 from tests.support.comparator import assert_case, gradient
 
+covers = pytest.mark.covers
+
+
+def test_worked_example(implementation):
+    weights = implementation.from_numpy(np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32))
+    x = implementation.from_numpy(np.array([3, 4], np.float32))
+    for apply in (implementation.scan_apply_layers, implementation.unroll_apply_layers):
+        assert implementation.to_numpy(apply(weights, x)).tolist() == [4, 3]
+
+
+each_dtype = pytest.mark.parametrize(
+    "dtype", [dtype if dtype == "float32" else pytest.param(dtype, marks=covers(dtype)) for dtype in cases.DTYPES]
+)
 DEEP = 100  # an unrolled twin is compiled, or run, only up to this depth
 
 
-@pytest.mark.usefixtures("captured_only")
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.torch_backend("eager")
+@covers("forward", "reverse mode from outside")
+@each_dtype
 @pytest.mark.parametrize("name", cases.NAMES)
 def test_rolled_is_within_the_bound(implementation, name, dtype):
     """In torch as captured; by Inductor: test_compiled_by_the_user_is_within_the_bound."""
@@ -57,16 +71,9 @@ def test_alternatives_are_right_too(implementation):
         np.testing.assert_array_equal(implementation.to_numpy(y), apply_layers(case.weights, case.x), err_msg=name)
 
 
-def test_worked_example(implementation):
-    weights = implementation.from_numpy(np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], np.float32))
-    x = implementation.from_numpy(np.array([3, 4], np.float32))
-    for apply in (implementation.scan_apply_layers, implementation.unroll_apply_layers):
-        assert implementation.to_numpy(apply(weights, x)).tolist() == [4, 3]
-
-
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("N", [0, 1])
+@pytest.mark.parametrize("N", [pytest.param(N, marks=covers(f"N = {N}")) for N in (0, 1)])
 def test_shallowest_stacks(implementation, N, dtype):
     """No layer: y is x, and its cotangent is dx. One layer: the loop may be gone, the numbers not."""
     case = cases.case("small_integers_3x7", dtype)
@@ -83,7 +90,7 @@ def compiled_gradient(implementation, case):
     return tuple(map(implementation.to_numpy, results))
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @given(N=st.integers(0, 12), d=st.sampled_from([1, 2, 5]), seed=st.integers(0, 2**16))
 def test_any_integers_are_exact(implementation, N, d, seed):
     """Small integers stay exact at any depth drawn: permutations with signs neither grow nor round."""

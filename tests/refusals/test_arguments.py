@@ -17,6 +17,13 @@ from reference.arguments import Leaf
 from reference.stack import apply_layers
 from tests.conftest import loaded
 
+
+def test_a_wrong_width_by_hand(implementation):
+    weights, x = map(implementation.from_numpy, (np.ones((5, 2, 2), np.float32), np.ones(3, np.float32)))
+    with pytest.raises(ValueError, match=r"^x: expected shape \(2,\), got \(3,\)$"):
+        implementation.scan_apply_layers(weights, x)
+
+
 WEIGHTS = np.stack([np.eye(7, dtype=np.float32)] * 3)  # [N, d, d]
 X = np.arange(7, dtype=np.float32)  # [d]
 
@@ -32,16 +39,10 @@ BAD_ARRAYS = {
     "weights 4-d": (lambda w, x: (w[None], x), ValueError, "weights: expected shape (N, d, d), got (1, 3, 7, 7)"),
     "weights wide": (lambda w, x: (w[:, :6], x), ValueError, "weights: expected shape (N, d, d), got (3, 6, 7)"),
     # x fits the columns: without the check, one such layer runs and gives a y of another length
-    "weights tall": (
-        lambda w, x: (w[:1, :, :6], x[:6]),
-        ValueError,
-        "weights: expected shape (N, d, d), got (1, 7, 6)",
-    ),
-    "no layers, not square": (
-        lambda w, x: (w[:0, :6], x),
-        ValueError,
-        "weights: expected shape (N, d, d), got (0, 6, 7)",
-    ),
+    "weights tall": (lambda w, x: (w[:1, :, :6], x[:6]), ValueError,
+        "weights: expected shape (N, d, d), got (1, 7, 6)"),
+    "no layers, not square": (lambda w, x: (w[:0, :6], x), ValueError,
+        "weights: expected shape (N, d, d), got (0, 6, 7)"),
     "x short": (lambda w, x: (w, x[:6]), ValueError, "x: expected shape (7,), got (6,)"),
     "x of one, which would broadcast": (lambda w, x: (w, x[:1]), ValueError, "x: expected shape (7,), got (1,)"),
     "x empty": (lambda w, x: (w, x[:0]), ValueError, "x: expected shape (7,), got (0,)"),
@@ -52,43 +53,25 @@ BAD_ARRAYS = {
     "x (d, d)": (lambda w, x: (w, w[0]), ValueError, f"x: expected shape (7,), got (7, 7){BATCH}"),
     "x (B, d), no layers": (lambda w, x: (w[:0], x[None]), ValueError, f"x: expected shape (7,), got (1, 7){BATCH}"),
     "x 3-d": (lambda w, x: (w, x[None, None]), ValueError, "x: expected shape (7,), got (1, 1, 7)"),
-    "x float64": (
-        lambda w, x: (w, x.astype(np.float64)),
-        TypeError,
-        "x: expected dtype float32 (that of weights), got float64",
-    ),
-    "weights float64": (
-        lambda w, x: (w.astype(np.float64), x),
-        TypeError,
-        "x: expected dtype float64 (that of weights), got float32",
-    ),
-    "x bfloat16": (
-        lambda w, x: (w, x.astype(ml_dtypes.bfloat16)),
-        TypeError,
-        "x: expected dtype float32 (that of weights), got bfloat16",
-    ),
-    "x float16 of bfloat16": (
-        lambda w, x: (w.astype(ml_dtypes.bfloat16), x.astype(np.float16)),
-        TypeError,
-        "x: expected dtype bfloat16 (that of weights), got float16",
-    ),
-    "x integer": (
-        lambda w, x: (w, x.astype(np.int32)),
-        TypeError,
-        "x: expected dtype float32 (that of weights), got int32",
-    ),
+    "x float64": (lambda w, x: (w, x.astype(np.float64)), TypeError,
+        "x: expected dtype float32 (that of weights), got float64"),
+    "weights float64": (lambda w, x: (w.astype(np.float64), x), TypeError,
+        "x: expected dtype float64 (that of weights), got float32"),
+    "x bfloat16": (lambda w, x: (w, x.astype(ml_dtypes.bfloat16)), TypeError,
+        "x: expected dtype float32 (that of weights), got bfloat16"),
+    "x float16 of bfloat16": (lambda w, x: (w.astype(ml_dtypes.bfloat16), x.astype(np.float16)), TypeError,
+        "x: expected dtype bfloat16 (that of weights), got float16"),
+    "x integer": (lambda w, x: (w, x.astype(np.int32)), TypeError,
+        "x: expected dtype float32 (that of weights), got int32"),
     "weights integer": (lambda w, x: (w.astype(np.int32), x), TypeError, f"weights: {FLOATS}, got int32"),
     "both integer": (lambda w, x: (w.astype(np.int64), x.astype(np.int64)), TypeError, f"weights: {FLOATS}, got int64"),
     "both bool": (lambda w, x: (w.astype(bool), x.astype(bool)), TypeError, f"weights: {FLOATS}, got bool"),
-    "both complex": (
-        lambda w, x: (w.astype(np.complex64), x.astype(np.complex64)),
-        TypeError,
-        f"weights: {FLOATS}, got complex64",
-    ),
+    "both complex": (lambda w, x: (w.astype(np.complex64), x.astype(np.complex64)), TypeError,
+        f"weights: {FLOATS}, got complex64"),
     # two faults: dtypes are looked at first, and weights before x
     "dtype and shape": (lambda w, x: (w[0].astype(np.int32), x), TypeError, f"weights: {FLOATS}, got int32"),
     "both shapes": (lambda w, x: (w[0], x[None]), ValueError, "weights: expected shape (N, d, d), got (7, 7)"),
-}
+}  # fmt: skip
 NO_ARRAYS = {
     "list": ([1.0] * 7, "list"),
     "tuple": ((1.0,) * 7, "tuple"),
@@ -185,7 +168,7 @@ def test_no_right_shape_is_refused(implementation, N, d):
         np.testing.assert_array_equal(y, expected, strict=True)
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize("N", [0, 1, 3])
 def test_width_zero_is_an_ordinary_width(implementation, N):
     """Nothing to multiply, nothing to return; memory of no elements has odd strides in some frameworks."""

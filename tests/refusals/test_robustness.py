@@ -27,6 +27,14 @@ BYTES = ("float16", "float32", "float64", "bfloat16")
 both_forms = pytest.mark.parametrize("form", ["scan_apply_layers", "unroll_apply_layers"])
 
 
+@pytest.mark.parametrize("stride", [0, 8])
+def test_the_stride_of_a_single_number_does_not_matter(implementation, stride):
+    """Such an array counts as contiguous whatever its stride, so asking for a contiguous one changes nothing."""
+    x = as_laid_out(implementation, as_strided(np.full(4, 3, np.float32), (1,), (stride,)))
+    weights = implementation.from_numpy(np.full((2, 1, 1), 2, np.float32))
+    assert implementation.to_numpy(implementation.scan_apply_layers(weights, x)).tolist() == [12]
+
+
 def dtype_of(name):
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
@@ -71,7 +79,7 @@ def laid_out(layout):
     return Case(f"{layout} {CASE.name}", weights, x, cotangent, exact=True)
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @both_forms
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_layout_does_not_matter(implementation, form, layout):
@@ -89,14 +97,6 @@ def test_memory_layout_does_not_matter_when_compiled_by_the_user(implementation,
     arrays = [as_laid_out(implementation, array) for array in case.inputs]
     results = implementation.compile_gradient(implementation.scan_apply_layers)(*arrays)
     assert_case(implementation.__name__, case, to_numpy(implementation, results))
-
-
-@pytest.mark.parametrize("stride", [0, 8])
-def test_the_stride_of_a_single_number_does_not_matter(implementation, stride):
-    """Such an array counts as contiguous whatever its stride, so asking for a contiguous one changes nothing."""
-    x = as_laid_out(implementation, as_strided(np.full(4, 3, np.float32), (1,), (stride,)))
-    weights = implementation.from_numpy(np.full((2, 1, 1), 2, np.float32))
-    assert implementation.to_numpy(implementation.scan_apply_layers(weights, x)).tolist() == [12]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -160,7 +160,7 @@ def test_to_numpy_gives_memory_of_its_own(implementation):
 # Arguments and results.
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @both_forms
 @pytest.mark.parametrize("N", [0, 1, 3])
 def test_inputs_are_never_modified(implementation, form, N):
@@ -175,7 +175,7 @@ def test_inputs_are_never_modified(implementation, form, N):
         assert not any(array.requires_grad or array.grad is not None for array in arrays)
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @both_forms
 @pytest.mark.parametrize("N", [0, 1, 3])
 def test_results_never_share_memory_with_arguments(implementation, form, N):
@@ -249,7 +249,7 @@ NOT_FINITE = {
 }
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 @both_forms
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_nan_and_infinity_stand_where_numpy_has_them(implementation, form, name):
@@ -287,7 +287,7 @@ def test_subnormals_are_treated_as_declared(implementation, form):
 # Many shapes and dtypes in one process.
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 def test_many_widths_in_one_process(implementation):
     """More than torch's limit of eight programs for one compiled object; forward, because each costs a compilation."""
     for dtype, widths in (("float32", range(1, 11)), ("bfloat16", (1, 4))):
@@ -297,7 +297,7 @@ def test_many_widths_in_one_process(implementation):
             np.testing.assert_array_equal(implementation.to_numpy(y), apply_layers(weights, x), strict=True)
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 def test_programs_are_as_declared_and_made_once(implementation):
     """A new depth costs what PROGRAMS says, a depth seen before nothing. The width is one that no other test uses."""
     x = implementation.from_numpy(np.ones(19, np.float32))
@@ -328,7 +328,7 @@ def test_no_depth_is_traced_twice(monkeypatch, name):
     assert 0 < traced == len(calls)
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 def test_float16_works(implementation):
     """Not in the table of cases, because its range is too small for most of them: here nothing rounds."""
     case = CASE._replace(**{name: getattr(CASE, name).astype(np.float16) for name in ("weights", "x", "cotangent")})
@@ -356,10 +356,10 @@ def test_torch_programs_have_loops_in_cpp_and_one_thread_for_a_small_layer():
         assert ("omp parallel" in code) != ours
 
 
+@pytest.mark.torch_backend("eager")  # which needs none
 def test_a_missing_compiler_is_named(monkeypatch):
     """torch would fail from within, pages deep; and the signature works once there is a compiler."""
     implementation = loaded("torch_compile")
-    monkeypatch.setattr("torch_compile.edges.BACKEND", "eager")  # which needs none
     arrays = [implementation.from_numpy(np.ones(shape, np.float32)).cpu() for shape in ((1, 23, 23), (23,))]
     with monkeypatch.context() as patch:
         patch.setenv("CXX", "no-such-compiler -O2")
@@ -373,11 +373,11 @@ def test_a_missing_compiler_is_named(monkeypatch):
 # The framework's own containers for parameters.
 
 
+@pytest.mark.torch_backend("aot_eager")
 @both_forms
-def test_torch_parameters_receive_their_gradient(form, monkeypatch):
+def test_torch_parameters_receive_their_gradient(form):
     """By `.backward()` of a sum. Under Inductor, where the operator's own gradient is wrong: test_defects.py."""
     implementation = loaded("torch_compile")
-    monkeypatch.setattr("torch_compile.edges.BACKEND", "aot_eager")
     import torch
 
     weights, x = (torch.nn.Parameter(implementation.from_numpy(array)) for array in (CASE.weights, CASE.x))

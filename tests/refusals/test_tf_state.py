@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import loaded
-from tests.support.tf_forms import FORMS, assert_near, forms, gradients
+from tests.support.outside import FORMS, assert_near, forms, gradients
 
 
 def masks(name):

@@ -10,6 +10,8 @@ import functools
 import re
 from itertools import product
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from implementations import load
@@ -40,6 +42,7 @@ def sizes(implementation, form: str, depths: tuple[int, ...], gradient: bool) ->
     return {N: size(implementation.__name__, form, N, gradient) for N in depths}
 
 
+@pytest.mark.covers("one size at every N >= 2, forward and gradient")
 @both_ways
 def test_rolled_has_one_size(implementation, gradient):
     rolled = sizes(implementation, "scan_apply_layers", DEPTHS, gradient)
@@ -58,6 +61,18 @@ def test_forward_memory_does_not_depend_on_depth(implementation):
     assert rolled[1024]["temp_bytes"] < WEIGHTS
 
 
+@pytest.mark.covers("bfloat16 weights are read where they are")
+def test_bfloat16_weights_are_read_where_they_are(implementation):
+    if implementation.settings()["device"] != "cpu":
+        pytest.skip("declared for the CPU")
+
+    def temporary(N):
+        arrays = (implementation.from_numpy(np.ones(shape, ml_dtypes.bfloat16)) for shape in ((N, D, D), (D,)))
+        return implementation.graph_size(implementation.scan_apply_layers, *arrays)["temp_bytes"]
+
+    assert temporary(2) == temporary(8)
+
+
 def test_several_layers_a_step_are_read_where_they_are(implementation):
     dense = implementation.LAYERS["dense"]
     several = implementation.graph_size(
@@ -67,6 +82,7 @@ def test_several_layers_a_step_are_read_where_they_are(implementation):
     assert several["temp_bytes"] < WEIGHTS
 
 
+@pytest.mark.covers("no copy of the weights is kept for the backward pass", "temporary memory reported")
 def test_gradient_memory_is_carries_not_weights(implementation):
     """A layer adds the carry it keeps, in torch its cotangent too; a copy of the weights would add 64 times as much."""
     rolled = sizes(implementation, "scan_apply_layers", DEPTHS, gradient=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import loaded
-from tests.support.tf_forms import FORMS, assert_near, forms, gradients
+from tests.support.outside import FORMS, assert_near, forms, gradients
 
 # What a layer reads beside its arguments.
 

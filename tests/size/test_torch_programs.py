@@ -15,12 +15,12 @@ import pytest
 
 from tests.conftest import loaded
 
+pytestmark = pytest.mark.torch_backend("eager")  # which program serves which call is the question here
+
 
 @pytest.fixture
 def torch_compile(monkeypatch):
-    """Captured only, unless a test says otherwise: which program serves which call is the question here."""
     module = loaded("torch_compile")
-    monkeypatch.setattr("torch_compile.edges.BACKEND", "eager")
     monkeypatch.setattr(importlib.import_module("torch_compile.programs"), "_programs", type(kept())())
     return module
 
@@ -175,8 +175,8 @@ def test_many_batches_and_lengths_are_a_few_programs(torch_compile):
     assert captured() - before <= 10
 
 
-def test_by_inductor(torch_compile, monkeypatch):
-    monkeypatch.setattr("torch_compile.edges.BACKEND", "inductor")
+@pytest.mark.torch_backend("inductor")
+def test_by_inductor(torch_compile):
     before = captured()
     for B, T in ((2, 5), (3, 5), (4, 6), (5, 8), (2, 9)):
         of_sizes(torch_compile, B, T)

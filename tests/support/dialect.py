@@ -19,8 +19,8 @@ from reference.stack import run_layers, tree_map
 
 
 @functools.cache
-def layer_of(make, name, use=""):
-    """The layer that `make` makes of the namespace `name`: one object for each `use`, so that it is compiled once."""
+def layer_of(make, name):
+    """The layer that `make` makes of the namespace `name`: one object, so that it is compiled once."""
     return make(ops(name))
 
 

@@ -1,255 +1,192 @@
-"""The transforms that a user puts around a stack, in each framework's own words: name -> (apply, arrays) -> arrays.
+"""What a user puts around a stack, in each framework's own words: its transforms, its compiler, its profiler.
 
-`w`, `x` are the inputs, `tw`, `tx` tangents of the same shapes. Second order is that of f(w, x) = |apply(w, x)|^2 / 2,
-times the tangents. Frameworks are imported when a function runs.
+Of transforms, `w`, `x` are the inputs, `tw`, `tx` tangents of the same shapes. Second order is that of
+f(w, x) = |apply(w, x)|^2 / 2, times the tangents. Frameworks are imported when asked for.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 
 
-class numpy:
-    @staticmethod
-    def repeat(array, N):
-        return np.broadcast_to(array, (N, *array.shape))
+@functools.cache
+def around(name):
+    """name -> function of (apply, w, x, tw, tx); `profile_names` and `programs` are of (apply, ...) alone."""
+    return {"jax_scan": _jax, "torch_compile": _torch, "tf_while": _tf}[name]()
 
 
-class jax_scan:
-    @staticmethod
+def _energy(apply):
+    return lambda w, x: (apply(w, x) ** 2).sum() / 2
+
+
+def _jax():
+    import jax
+    from jax import numpy as jnp
+
+    def gradient(apply):
+        return jax.grad(_energy(apply), (0, 1))
+
+    def of_batch(apply, w, x, tw, tx):
+        return jax.grad(lambda w: _energy(jax.vmap(apply, (None, 0)))(w, jnp.stack([x, tx])))(w)
+
     def profile_names(apply, *arrays):
-        import re
-
-        import jax
-
         # the names of operations, not those of the files and functions that they come from
         return "\n".join(re.findall(r'"jit\([^"]*"', jax.jit(apply).lower(*arrays).as_text(debug_info=True)))
 
-    @staticmethod
-    def repeat(array, N):
-        import jax
+    return SimpleNamespace(
+        batching=lambda apply, w, x, tw, tx: jax.vmap(apply, (None, 0))(w, jnp.stack([x, tx])),
+        ensemble=lambda apply, w, x, tw, tx: jax.vmap(apply, (0, None))(jnp.stack([w, tw]), x),
+        per_example_gradients=lambda apply, w, x, tw, tx: jax.vmap(gradient(apply), (None, 0))(w, jnp.stack([x, tx])),
+        gradient_of_batch=of_batch,
+        forward_mode=lambda apply, w, x, tw, tx: jax.jvp(apply, (w, x), (tw, tx))[1],
+        reverse_over_reverse=lambda apply, w, x, tw, tx: jax.vjp(gradient(apply), w, x)[1]((tw, tx)),
+        forward_over_reverse=lambda apply, w, x, tw, tx: jax.jvp(gradient(apply), (w, x), (tw, tx))[1],
+        reverse_inside=lambda apply, w, x, tw, tx: jax.jit(gradient(apply))(w, x),
+        profile_names=profile_names,
+    )
 
-        return jax.numpy.broadcast_to(array, (N, *array.shape))
 
-    @staticmethod
-    def batching(apply, w, x, tw, tx):
-        import jax
+def _torch():
+    import torch
+    from torch.func import grad, jvp, vmap
 
-        return jax.vmap(apply, (None, 0))(w, jax.numpy.stack([x, tx]))
+    from torch_compile import edges, program_count
 
-    @staticmethod
-    def ensemble(apply, w, x, tw, tx):
-        import jax
+    def gradient(apply):
+        return grad(_energy(apply), (0, 1))
 
-        return jax.vmap(apply, (0, None))(jax.numpy.stack([w, tw]), x)
+    def of_batch(apply, w, x, tw, tx):
+        return grad(lambda w: _energy(vmap(apply, (None, 0)))(w, torch.stack([x, tx])))(w)
 
-    @staticmethod
-    def per_example_gradients(apply, w, x, tw, tx):
-        import jax
-
-        gradient = jax.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
-        return jax.vmap(gradient, (None, 0))(w, jax.numpy.stack([x, tx]))
-
-    @staticmethod
-    def gradient_of_batch(apply, w, x, tw, tx):
-        import jax
-
-        return jax.grad(lambda w: (jax.vmap(apply, (None, 0))(w, jax.numpy.stack([x, tx])) ** 2).sum() / 2)(w)
-
-    @staticmethod
-    def forward_mode(apply, w, x, tw, tx):
-        import jax
-
-        return jax.jvp(apply, (w, x), (tw, tx))[1]
-
-    @staticmethod
     def reverse_over_reverse(apply, w, x, tw, tx):
-        import jax
+        w, x = w.requires_grad_(), x.requires_grad_()
+        first = torch.autograd.grad(_energy(apply)(w, x), (w, x), create_graph=True)
+        return torch.autograd.grad(first, (w, x), (tw, tx))
 
-        gradient = jax.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
-        return jax.vjp(gradient, w, x)[1]((tw, tx))
-
-    @staticmethod
-    def forward_over_reverse(apply, w, x, tw, tx):
-        import jax
-
-        gradient = jax.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
-        return jax.jvp(gradient, (w, x), (tw, tx))[1]
-
-    @staticmethod
-    def reverse_inside(apply, w, x, tw, tx):
-        import jax
-
-        return jax.jit(jax.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1)))(w, x)
-
-
-class torch_compile:
-    @staticmethod
     def profile_names(apply, *arrays):
-        import torch
-
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             apply(*arrays)
         return "\n".join(event.name for event in profiler.events())
 
-    @staticmethod
-    def repeat(array, N):
-        return array.expand(N, *array.shape)
-
-    @staticmethod
     def programs(apply, calls):
-        from torch_compile import program_count
-
         before = program_count()
         results = [apply(*arrays) for arrays in calls]
         return program_count() - before, results
 
-    @staticmethod
-    def batching(apply, w, x, tw, tx):
-        import torch
+    def inside(apply, w, x, tw, tx):
+        return torch.compile(gradient(apply), fullgraph=True, backend=edges.BACKEND)(w, x)
 
-        return torch.func.vmap(apply, (None, 0))(w, torch.stack([x, tx]))
+    return SimpleNamespace(
+        batching=lambda apply, w, x, tw, tx: vmap(apply, (None, 0))(w, torch.stack([x, tx])),
+        ensemble=lambda apply, w, x, tw, tx: vmap(apply, (0, None))(torch.stack([w, tw]), x),
+        per_example_gradients=lambda apply, w, x, tw, tx: vmap(gradient(apply), (None, 0))(w, torch.stack([x, tx])),
+        gradient_of_batch=of_batch,
+        forward_mode=lambda apply, w, x, tw, tx: jvp(apply, (w, x), (tw, tx))[1],
+        reverse_over_reverse=reverse_over_reverse,
+        forward_over_reverse=lambda apply, w, x, tw, tx: jvp(gradient(apply), (w, x), (tw, tx))[1],
+        reverse_inside=inside,
+        profile_names=profile_names,
+        programs=programs,
+    )
 
-    @staticmethod
-    def ensemble(apply, w, x, tw, tx):
-        import torch
 
-        return torch.func.vmap(apply, (0, None))(torch.stack([w, tw]), x)
+def _tf():
+    import tensorflow as tf
 
-    @staticmethod
-    def per_example_gradients(apply, w, x, tw, tx):
-        import torch
+    def pulled(function, *arrays):
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            loss = tf.reduce_sum(function(*arrays) ** 2) / 2
+        return tape.gradient(loss, arrays)
 
-        gradient = torch.func.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
-        return torch.func.vmap(gradient, (None, 0))(w, torch.stack([x, tx]))
+    def of_batch(apply, w, x, tw, tx):
+        return pulled(lambda w: tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx])), w)[0]
 
-    @staticmethod
-    def gradient_of_batch(apply, w, x, tw, tx):
-        import torch
+    @tf.function(autograph=False)
+    def pushed(function, w, x, tw, tx):
+        with tf.autodiff.ForwardAccumulator((w, x), (tw, tx)) as accumulator:
+            y = function(w, x)
+        return accumulator.jvp(y)
 
-        return torch.func.grad(lambda w: (torch.func.vmap(apply, (None, 0))(w, torch.stack([x, tx])) ** 2).sum() / 2)(w)
-
-    @staticmethod
-    def forward_mode(apply, w, x, tw, tx):
-        import torch
-
-        return torch.func.jvp(apply, (w, x), (tw, tx))[1]
-
-    @staticmethod
     def reverse_over_reverse(apply, w, x, tw, tx):
-        import torch
+        with tf.GradientTape() as outer:
+            outer.watch((w, x))
+            gradient = pulled(apply, w, x)
+        return outer.gradient(gradient, (w, x), (tw, tx))
 
-        w, x = w.requires_grad_(), x.requires_grad_()
-        gradient = torch.autograd.grad((apply(w, x) ** 2).sum() / 2, (w, x), create_graph=True)
-        return torch.autograd.grad(gradient, (w, x), (tw, tx))
-
-    @staticmethod
     def forward_over_reverse(apply, w, x, tw, tx):
-        import torch
+        with tf.autodiff.ForwardAccumulator((w, x), (tw, tx)) as accumulator:
+            gradient = pulled(apply, w, x)
+        return accumulator.jvp(gradient)
 
-        gradient = torch.func.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
-        return torch.func.jvp(gradient, (w, x), (tw, tx))[1]
+    def inside(apply, w, x, tw, tx):
+        return tf.function(lambda w, x: pulled(apply, w, x), jit_compile=True, autograph=False)(w, x)
 
-    @staticmethod
-    def reverse_inside(apply, w, x, tw, tx):
-        import torch
-
-        gradient = torch.func.grad(lambda w, x: (apply(w, x) ** 2).sum() / 2, (0, 1))
-        return torch.compile(gradient, fullgraph=True, backend="aot_eager")(w, x)
-
-
-class tf_while:
-    @staticmethod
     def profile_names(apply, *arrays):
-        import tensorflow as tf
-
         graph = tf.function(apply, autograph=False).get_concrete_function(*arrays).graph.as_graph_def()
         return "\n".join(node.name for node in graph.node)
 
-    @staticmethod
-    def repeat(array, N):
-        import tensorflow as tf
-
-        return tf.broadcast_to(array, (N, *array.shape))
-
-    @staticmethod
     def programs(apply, calls):
-        import tensorflow as tf
-
-        signature = [tf.TensorSpec([None, *w.shape[1:]], w.dtype) for w, _ in calls[:1]]
-        program = tf.function(
-            apply, input_signature=[*signature, tf.TensorSpec.from_tensor(calls[0][1])], autograph=False
-        )
+        w, x = calls[0]
+        signature = [tf.TensorSpec([None, *w.shape[1:]], w.dtype), tf.TensorSpec.from_tensor(x)]
+        program = tf.function(apply, input_signature=signature, autograph=False)
         results = [program(*arrays) for arrays in calls]
         return program.experimental_get_tracing_count(), results
 
-    @staticmethod
-    def batching(apply, w, x, tw, tx):
-        import tensorflow as tf
+    return SimpleNamespace(
+        batching=lambda apply, w, x, tw, tx: tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx])),
+        ensemble=lambda apply, w, x, tw, tx: tf.vectorized_map(lambda w: apply(w, x), tf.stack([w, tw])),
+        per_example_gradients=lambda apply, w, x, tw, tx: tf.vectorized_map(
+            lambda x: pulled(apply, w, x), tf.stack([x, tx])
+        ),
+        gradient_of_batch=of_batch,
+        forward_mode=pushed,
+        reverse_over_reverse=reverse_over_reverse,
+        forward_over_reverse=forward_over_reverse,
+        reverse_inside=inside,
+        profile_names=profile_names,
+        programs=programs,
+    )
 
-        return tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx]))
 
-    @staticmethod
-    def ensemble(apply, w, x, tw, tx):
-        import tensorflow as tf
+# The forms in which users run a function of TensorFlow, and the gradient that they take.
 
-        return tf.vectorized_map(lambda w: apply(w, x), tf.stack([w, tw]))
 
-    @staticmethod
-    def per_example_gradients(apply, w, x, tw, tx):
-        import tensorflow as tf
+def forms():
+    """How users run a function of arrays."""
+    import tensorflow as tf
 
-        return tf.vectorized_map(lambda x: tf_while._gradient(apply, w, x), tf.stack([x, tx]))
+    return {
+        "as it stands": lambda function: function,
+        "tf.function": lambda function: tf.function(function, autograph=False),
+        "XLA": lambda function: tf.function(function, autograph=False, jit_compile=True),
+    }
 
-    @staticmethod
-    def gradient_of_batch(apply, w, x, tw, tx):
-        import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            tape.watch(w)
-            loss = tf.reduce_sum(tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx])) ** 2) / 2
-        return tape.gradient(loss, w)
+FORMS = pytest.mark.parametrize("form", ["as it stands", "tf.function", "XLA"])
 
-    @staticmethod
-    def forward_mode(apply, w, x, tw, tx):
-        import tensorflow as tf
 
-        @tf.function(autograph=False)
-        def forward(w, x, tw, tx):
-            with tf.autodiff.ForwardAccumulator((w, x), (tw, tx)) as accumulator:
-                y = apply(w, x)
-            return accumulator.jvp(y)
+def gradients(stack, *arrays):
+    """The gradient by each of `arrays` of the sum of the squares of what `stack(*arrays)` returns."""
+    import tensorflow as tf
 
-        return forward(w, x, tw, tx)
+    with tf.GradientTape() as tape:
+        tape.watch(arrays)
+        loss = tf.add_n([tf.reduce_sum(a**2) for a in tf.nest.flatten(stack(*arrays)) if a is not None])
+    return tape.gradient(loss, arrays, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    @staticmethod
-    def reverse_over_reverse(apply, w, x, tw, tx):
-        import tensorflow as tf
 
-        with tf.GradientTape() as outer:
-            outer.watch((w, x))
-            gradient = tf_while._gradient(apply, w, x)
-        return outer.gradient(gradient, (w, x), (tw, tx))
+def assert_near(found, right):
+    import tensorflow as tf
 
-    @staticmethod
-    def forward_over_reverse(apply, w, x, tw, tx):
-        import tensorflow as tf
-
-        with tf.autodiff.ForwardAccumulator((w, x), (tw, tx)) as accumulator:
-            gradient = tf_while._gradient(apply, w, x)
-        return accumulator.jvp(gradient)
-
-    @staticmethod
-    def reverse_inside(apply, w, x, tw, tx):
-        import tensorflow as tf
-
-        return tf.function(lambda w, x: tf_while._gradient(apply, w, x), jit_compile=True, autograph=False)(w, x)
-
-    @staticmethod
-    def _gradient(apply, w, x):
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch((w, x))
-            loss = tf.reduce_sum(apply(w, x) ** 2) / 2
-        return tape.gradient(loss, (w, x))
+    for a, b in zip(tf.nest.flatten(found), tf.nest.flatten(right), strict=True):
+        if b is None:  # no ys
+            assert a is None
+            continue
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)

@@ -369,7 +369,7 @@ def test_programs_of_the_bench_are_right() -> None:
             assert np.abs(stepped - weights).max() > 0
 
 
-@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.torch_backend("aot_eager")
 def test_a_training_step_is_the_same_in_every_form(implementation: Any) -> None:
     """Of NumPy's gradient, by hand: rolled, unrolled, and what users do instead."""
     posed = bench.problem(implementation, STEP)

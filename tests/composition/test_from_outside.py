@@ -1,0 +1,112 @@
+"""The framework's own transforms and compiler around a stack: `jax.vmap`, `torch.func.jvp`, `tf.GradientTape` ...
+
+What is right is the loop in NumPy and its derivative by hand; of forward mode and second order complex steps through
+the one and the other. Second order is symmetric, so forward and reverse over reverse agree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp
+from tests.support.comparator import assert_close
+from tests.support.dialect import from_numpy, layer_of, to_numpy
+from tests.support.outside import around
+from tests.support.problems import ACTIVATIONS
+
+# Layers of w = (2, 3) make 6 of x = 1 and 60 of tx = 10; of tw = (5, 7), 35. Gradients are those of y^2 / 2: y dy/dw.
+BY_HAND = {
+    "batching": [[6, 60]],
+    "ensemble": [[6, 35]],
+    "per_example_gradients": [[[6 * 3, 6 * 2], [60 * 30, 60 * 20]], [6 * 6, 60 * 6]],
+    "gradient_of_batch": [[18 + 1800, 12 + 1200]],
+    "forward_mode": [5 * 3 * 1 + 2 * 7 * 1 + 2 * 3 * 10],
+    "reverse_inside": [[18, 12], 36],
+}
+
+
+@pytest.mark.torch_backend("eager")
+@pytest.mark.parametrize("transform", BY_HAND)
+def test_transform_by_hand(implementation, transform):
+    def apply(w, x):
+        return implementation.scan_layers(lambda carry, w: (carry * w, None), w, x)[0]
+
+    arrays = (np.array(a, float) for a in ([2, 3], 1, [5, 7], 10))
+    results = getattr(around(implementation.__name__), transform)(apply, *from_numpy(implementation, tuple(arrays)))
+    results = results if isinstance(results, (tuple, list)) else [results]
+    assert [implementation.to_numpy(result).tolist() for result in results] == BY_HAND[transform]
+
+
+N, D, STEP = 5, 3, 1e-30  # the square of the complex step is below the last bit of any result
+_rng = np.random.default_rng(0)
+W, TW = _rng.standard_normal((2, N, D, D))
+X, TX = _rng.standard_normal((2, D))
+
+TANH = ACTIVATIONS["tanh"]
+
+
+def tanh_vjp(carry, w, dcarry, dy):
+    dsum = dcarry * (1 - np.tanh(w @ carry) ** 2)
+    return w.T @ dsum, np.outer(dsum, carry)
+
+
+def dense(implementation):
+    """A stack, and NumPy's (values, gradient)."""
+    return implementation.scan_apply_layers, apply_layers, lambda *inputs: apply_layers_vjp(*inputs)[1:]
+
+
+def tanh(implementation):
+    layer, right = layer_of(TANH, implementation.__name__), layer_of(TANH, "numpy")
+
+    def gradient(w, x, cotangent):
+        return run_layers_vjp(right, tanh_vjp, w, x, cotangents=(cotangent, None))[1][:2]
+
+    return lambda w, x: implementation.scan_layers(layer, w, x)[0], lambda w, x: run_layers(right, w, x)[0], gradient
+
+
+def second_order(forward, gradient):
+    moved = W + 1j * STEP * TW, X + 1j * STEP * TX
+    return tuple(g.imag / STEP for g in gradient(*moved, forward(*moved)))
+
+
+# transform of `tests/support/outside.py` -> the row that it is, and what is right by (forward, gradient)
+TRANSFORMS = {
+    "batching": (
+        "batching from outside (the framework's vmap)",
+        lambda f, g: np.stack([f(W, X), f(W, TX)]),
+    ),
+    "ensemble": (
+        "ensembles from outside (batched weights)",
+        lambda f, g: np.stack([f(W, X), f(TW, X)]),
+    ),
+    "per_example_gradients": (
+        "per-example gradients from outside (batched gradient)",
+        lambda f, g: tuple(map(np.stack, zip(g(W, X, f(W, X)), g(W, TX, f(W, TX)), strict=True))),
+    ),
+    "gradient_of_batch": (
+        "gradient of a batch from outside",
+        lambda f, g: g(W, X, f(W, X))[0] + g(W, TX, f(W, TX))[0],
+    ),
+    "forward_mode": (
+        "forward mode from outside",
+        lambda f, g: f(W + 1j * STEP * TW, X + 1j * STEP * TX).imag / STEP,
+    ),
+    "reverse_inside": ("gradient inside the user's compiled function", lambda f, g: g(W, X, f(W, X))),
+    "reverse_over_reverse": ("second order from outside, reverse over reverse", second_order),
+    "forward_over_reverse": ("second order from outside, forward over reverse", second_order),
+}
+
+
+@pytest.mark.torch_backend("aot_eager")
+@pytest.mark.parametrize("stack", [dense, tanh])
+@pytest.mark.parametrize(
+    "transform", [pytest.param(name, marks=pytest.mark.covers(row)) for name, (row, _) in TRANSFORMS.items()]
+)
+def test_transform(implementation, transform, stack):
+    apply, forward, gradient = stack(implementation)
+    run = getattr(around(implementation.__name__), transform)
+    results = to_numpy(implementation, run(apply, *from_numpy(implementation, (W, X, TW, TX))))
+    results = tuple(results) if isinstance(results, list) else results
+    right = TRANSFORMS[transform][1](forward, gradient)
+    assert_close(f"{implementation.__name__}, {transform}", results, right)
