@@ -237,6 +237,15 @@ class Implementation(Protocol):
     # Form -> (stack, compiler); stack(layer) is a function of the stacked params and init, which returns the carry.
     LAYER_FORMS: Mapping[str, Any]
 
+    # outside.py: for the checks of any stack. The operations that their layers are written in, by the names that
+    # implementations/check/dialect.py has in NumPy, and the framework's own transforms, each a function of
+    # (apply, w, x, tw, tx), where apply(w, x) is a stack and tw, tx are tangents
+    OPS: Mapping[str, Any]
+    AROUND: Mapping[str, Callable[..., Any]]
+
+    def profile_names(self, apply: Apply, *args: Array) -> str:
+        """The names in the framework's profile of `apply(*args)`, one a line."""
+
     # graph.py: size at the three levels
     UNITS: Mapping[str, str]  # level -> what is counted there
 

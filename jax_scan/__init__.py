@@ -6,6 +6,7 @@ from jax_scan.decoding import decode, empty_cache
 from jax_scan.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
 from jax_scan.graph import UNITS, compile_seconds, graph_size, program_count
 from jax_scan.layers import LAYERS, init_layers
+from jax_scan.outside import AROUND, OPS, profile_names
 from jax_scan.recipes import (
     cast_params,
     clip_layers,
@@ -57,6 +58,9 @@ __all__ = [
     # what the comparison asks for
     "ALTERNATIVES",
     "LAYER_FORMS",
+    "OPS",
+    "AROUND",
+    "profile_names",
     "UNITS",
     "graph_size",
     "compile_seconds",

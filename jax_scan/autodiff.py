@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jax_scan.edges import compile
-from jax_scan.trees import nones
+from jax_scan.trees import nones, tangents_like
 
 Apply = Callable[..., Any]
 
@@ -23,6 +23,7 @@ def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
     def run(*args_and_cotangent: Any) -> tuple[Any, ...]:
         *args, cotangent = args_and_cotangent
         y, pullback = jax.vjp(apply, *args)
+        (cotangent,) = tangents_like("cotangent", (cotangent,), (y,), ("y",))
         return y, *nones(pullback(cotangent))
 
     return run

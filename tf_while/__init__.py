@@ -6,6 +6,7 @@ from tf_while.decoding import decode, empty_cache
 from tf_while.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
 from tf_while.graph import UNITS, compile_seconds, graph_size, program_count
 from tf_while.layers import LAYERS, init_layers
+from tf_while.outside import AROUND, OPS, profile_names
 from tf_while.recipes import (
     cast_params,
     clip_layers,
@@ -57,6 +58,9 @@ __all__ = [
     # what the comparison asks for
     "ALTERNATIVES",
     "LAYER_FORMS",
+    "OPS",
+    "AROUND",
+    "profile_names",
     "UNITS",
     "graph_size",
     "compile_seconds",

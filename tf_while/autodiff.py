@@ -30,6 +30,7 @@ from tf_while.trees import (
     nones,
     pulled,
     split,
+    tangents_like,
 )
 
 Apply = Callable[..., Any]
@@ -39,12 +40,14 @@ def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
     """Reverse mode from outside: `(*args, cotangent) -> (y, *dargs)`, all trees; None in dargs for what is no float."""
 
     def run(*args_and_cotangent: Any) -> tuple[Any, ...]:
-        (arrays, pack), (cotangents, _) = flatten(args_and_cotangent[:-1]), flatten(args_and_cotangent[-1])
+        *args, cotangent = args_and_cotangent
+        arrays, pack = flatten(args)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(floats(arrays))
             y = apply(*pack(arrays))
-        of, wrt, zero = floats(flatten(y)[0]), floats(arrays), tf.UnconnectedGradients.ZERO
-        grads = tape.gradient(of, wrt, floats(cotangents), unconnected_gradients=zero)
+        (cotangent,) = tangents_like("cotangent", (cotangent,), (y,), ("y",))
+        of, cotangents, zero = floats(flatten(y)[0]), flatten(cotangent)[0], tf.UnconnectedGradients.ZERO
+        grads = tape.gradient(of, floats(arrays), cotangents, unconnected_gradients=zero)
         return y, *pack(nones(grads, arrays))
 
     return run

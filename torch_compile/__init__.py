@@ -6,6 +6,7 @@ from torch_compile.decoding import decode, empty_cache
 from torch_compile.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
 from torch_compile.graph import UNITS, compile_seconds, graph_size, program_count
 from torch_compile.layers import LAYERS, init_layers
+from torch_compile.outside import AROUND, OPS, profile_names
 from torch_compile.recipes import (
     cast_params,
     clip_layers,
@@ -57,6 +58,9 @@ __all__ = [
     # what the comparison asks for
     "ALTERNATIVES",
     "LAYER_FORMS",
+    "OPS",
+    "AROUND",
+    "profile_names",
     "UNITS",
     "graph_size",
     "compile_seconds",

@@ -25,7 +25,7 @@ from torch_compile.fallback import as_it_stands, check_seen
 from torch_compile.loops import Plan, nothing, scan, scan_vjp, unrolled
 from torch_compile.primitive import Arrays, layers, let_inductor_count, lowered_by, owned, split
 from torch_compile.residuals import differentiated, is_wanted, plain
-from torch_compile.trees import map_arrays
+from torch_compile.trees import map_arrays, tangents_like
 
 Apply = Callable[..., Any]
 
@@ -42,12 +42,12 @@ def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
         # Leaves of their own: the caller's tensors keep their history and their requires_grad.
         leaves = map_arrays(lambda a: a.detach().requires_grad_(a.is_floating_point() or a.is_complex()), args)
         y = apply(*leaves)
-        pairs = zip(tree_leaves(y), tree_leaves(cotangent), strict=True)
+        (cotangent,) = tangents_like("cotangent", (cotangent,), (y,), ("y",))
         # clone: without layers the cotangent itself would come back as dx
+        pairs = zip(tree_leaves(y), tree_leaves(cotangent), strict=True)
         moved = [(a, d.clone()) for a, d in pairs if a is not None and a.requires_grad]
         wrt = [a for a in tree_leaves(leaves) if a is not None and a.requires_grad]
-        of, cotangents = zip(*moved, strict=True)
-        grads = iter(torch.autograd.grad(of, wrt, cotangents, materialize_grads=True))
+        grads = iter(torch.autograd.grad([a for a, _ in moved], wrt, [d for _, d in moved], materialize_grads=True))
         dargs = map_arrays(lambda a: next(grads) if a.requires_grad else None, leaves)
         return map_arrays(torch.Tensor.detach, y), *dargs
 

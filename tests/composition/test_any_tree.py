@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from implementations.check.comparator import assert_close
+from implementations.check.dialect import flat, from_numpy, layer_of, pullback
+from implementations.check.problems import is_float
 from reference.stack import run_layers, tree_map
-from tests.support.comparator import assert_close
-from tests.support.dialect import flat, from_numpy, layer_of, pullback
-from tests.support.problems import is_float
 
 
 @pytest.mark.torch_backend("eager")

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from implementations.check.dialect import flat, from_numpy, ops, pullback, to_numpy
+from implementations.check.problems import complex_step_gradient
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
-from tests.support.dialect import flat, from_numpy, ops, pullback, to_numpy
-from tests.support.problems import complex_step_gradient
 
 D, INNER, BATCH = 3, 2, 2  # width; layers of the inner stack of a nested one; members of a batch
 

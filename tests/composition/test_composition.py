@@ -10,17 +10,10 @@ import functools
 import numpy as np
 import pytest
 
-from tests.support.comparator import assert_trees
-from tests.support.dialect import flat, pullback
-from tests.support.problems import (
-    ACTIVATIONS,
-    PROGRAMS,
-    assert_program,
-    assert_right,
-    problem,
-    right,
-    run,
-)
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import flat, pullback
+from implementations.check.problems import ACTIVATIONS, PROGRAMS, problem, right
+from tests.support.problems import assert_program, assert_right, run
 
 quick = pytest.mark.torch_backend("eager")
 covers = pytest.mark.covers

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from implementations.check.dialect import from_numpy
 from tests.conftest import loaded
-from tests.support.dialect import from_numpy
 
 pytestmark = pytest.mark.torch_backend("eager")
 W, B = np.arange(1, 4, dtype=np.float32), np.ones(3, np.float32)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import from_numpy, to_numpy
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.layers import transformer_decoder
 from reference.stack import tree_map
 from tests.conftest import loaded
-from tests.support.comparator import assert_trees
-from tests.support.dialect import from_numpy, to_numpy
 from tests.support.laws import assert_bounded
 
 

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 import pytest
 
+from implementations.check.dialect import flat, from_numpy, with_arrays
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.shapes import HOLDS
 from tests.conftest import loaded
-from tests.support.dialect import flat, from_numpy, with_arrays
 
 N, NAME = 5, "torch_compile"
 pytestmark = pytest.mark.torch_backend("eager")  # devices are checked where programs are captured

@@ -9,11 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_close
+from implementations.check.dialect import from_numpy, layer_of, to_numpy
+from implementations.check.problems import ACTIVATIONS
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp
-from tests.support.comparator import assert_close
-from tests.support.dialect import from_numpy, layer_of, to_numpy
-from tests.support.outside import around
-from tests.support.problems import ACTIVATIONS
 
 # Layers of w = (2, 3) make 6 of x = 1 and 60 of tx = 10; of tw = (5, 7), 35. Gradients are those of y^2 / 2: y dy/dw.
 BY_HAND = {
@@ -33,7 +32,7 @@ def test_transform_by_hand(implementation, transform):
         return implementation.scan_layers(lambda carry, w: (carry * w, None), w, x)[0]
 
     arrays = (np.array(a, float) for a in ([2, 3], 1, [5, 7], 10))
-    results = getattr(around(implementation.__name__), transform)(apply, *from_numpy(implementation, tuple(arrays)))
+    results = implementation.AROUND[transform](apply, *from_numpy(implementation, tuple(arrays)))
     results = results if isinstance(results, (tuple, list)) else [results]
     assert [implementation.to_numpy(result).tolist() for result in results] == BY_HAND[transform]
 
@@ -70,7 +69,7 @@ def second_order(forward, gradient):
     return tuple(g.imag / STEP for g in gradient(*moved, forward(*moved)))
 
 
-# transform of `tests/support/outside.py` -> the row that it is, and what is right by (forward, gradient)
+# transform of AROUND -> the row that it is, and what is right by (forward, gradient)
 TRANSFORMS = {
     "batching": (
         "batching from outside (the framework's vmap)",
@@ -105,7 +104,7 @@ TRANSFORMS = {
 )
 def test_transform(implementation, transform, stack):
     apply, forward, gradient = stack(implementation)
-    run = getattr(around(implementation.__name__), transform)
+    run = implementation.AROUND[transform]
     results = to_numpy(implementation, run(apply, *from_numpy(implementation, (W, X, TW, TX))))
     results = tuple(results) if isinstance(results, list) else results
     right = TRANSFORMS[transform][1](forward, gradient)

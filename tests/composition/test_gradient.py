@@ -30,7 +30,7 @@ def stack(implementation):
     return apply
 
 
-@pytest.mark.usefixtures("captured_only")
+@pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradient_takes_trees_and_returns_them(implementation, compiled):
     """Of h = 2 h + 1 four times over: 1, 3, 7, 15, 31; for each layer what follows multiplies by 8, 4, 2, 1."""
@@ -54,3 +54,12 @@ def test_graph_size_takes_trees(implementation):
     )
     assert (forward["loops"], gradient["loops"]) == (1, 2)
     assert all(gradient[level] > forward[level] for level in ("lowered", "compiled"))
+
+
+@pytest.mark.torch_backend("eager")
+def test_a_cotangent_unlike_the_result_is_refused_in_the_same_words(implementation):
+    params, init = tree_map(implementation.from_numpy, (PARAMS, INIT))
+    wrong = {"out": (implementation.from_numpy(np.ones(4, np.float32)),)}
+    with pytest.raises(ValueError, match="cotangent") as caught:
+        implementation.gradient(stack(implementation))(params, init, wrong)
+    assert str(caught.value) == "cotangent[0]['out'][0]: expected float32[3] (that of y), got float32[4]"

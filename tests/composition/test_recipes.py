@@ -6,12 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_case, assert_trees
+from implementations.check.dialect import from_numpy, layer_of, ops, pullback, to_numpy
+from implementations.check.problems import ACTIVATIONS, D, as_float64, make_cell, problem
 from reference import cases
 from reference.stack import apply_layers, run_layers, tree_map
-from tests.support.comparator import assert_case, assert_trees
-from tests.support.dialect import from_numpy, layer_of, ops, pullback, to_numpy
-from tests.support.outside import around
-from tests.support.problems import ACTIVATIONS, D, as_float64, assert_program, make_cell, problem
+from tests.support.problems import assert_program
 
 quick = pytest.mark.torch_backend("aot_eager")
 CASE = cases.case("small_integers_3x7", "float32")
@@ -206,7 +206,7 @@ def test_a_layer_is_named_inside_the_users_function(implementation):
 @pytest.mark.covers("the stack by name in a profile")
 def test_the_stack_has_its_name_in_a_profile(implementation):
     layer, arrays = implementation.LAYERS["dense"], from_numpy(implementation, (CASE.weights, CASE.x))
-    names = around(implementation.__name__).profile_names
+    names = implementation.profile_names
     assert "scan_layers" in names(lambda w, x: implementation.scan_layers(layer, w, x)[0], *arrays)
     assert "scan_layers" not in names(lambda w, x: implementation.unroll_layers(layer, w, x)[0], *arrays)
 

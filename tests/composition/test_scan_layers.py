@@ -7,11 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from implementations.check.dialect import from_numpy, pullback, to_numpy
 from reference import cases
 from reference.stack import apply_layers
 from tests.conftest import loaded
-from tests.support.dialect import from_numpy, pullback, to_numpy
-from tests.support.outside import around
+from tests.support.outside import programs
 from tests.support.problems import ROWS, VALUES, assert_right, pairs
 
 quick = pytest.mark.torch_backend("eager")
@@ -125,7 +125,7 @@ def test_one_program_serves_every_depth_of_any_layer(implementation):
         return implementation.scan_layers(times_plus_one, w, x)[0]
 
     calls = [from_numpy(implementation, of_depth(N)) for N in BY_DEPTH]
-    count, results = around(implementation.__name__).programs(stack, calls)
+    count, results = programs(implementation, stack, calls)
     assert [float(implementation.to_numpy(y)) for y in results] == list(BY_DEPTH.values())
     assert count == 1
 

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import flat, from_numpy, layer_of, ops, to_numpy
+from implementations.check.problems import STEP, as_complex, as_float64, cell_vjp, is_float, make_cell, problem
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.layers import transformer_decoder
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
-from tests.support.comparator import assert_trees
-from tests.support.dialect import flat, from_numpy, layer_of, ops, to_numpy
-from tests.support.problems import STEP, as_complex, as_float64, cell_vjp, is_float, make_cell, problem
 
 quick = pytest.mark.torch_backend("eager")
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from implementations import NAMES
+from implementations.check.comparator import assert_close
+from implementations.check.dialect import from_numpy, ops, pullback, to_numpy
 from reference import training
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
-from tests.support.comparator import assert_close
-from tests.support.dialect import from_numpy, ops, pullback, to_numpy
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))}

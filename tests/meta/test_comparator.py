@@ -11,12 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_case, assert_trees
+from implementations.check.dialect import layer_of
+from implementations.check.problems import Results, cell_vjp, complex_step_gradient, make_cell, problem, right
 from reference import cases
 from reference.stack import apply_layers_vjp, run_layers_vjp, tree_map
 from tests.support import mutants
-from tests.support.comparator import assert_case, assert_trees
-from tests.support.dialect import layer_of
-from tests.support.problems import VALUES, Results, cell_vjp, complex_step_gradient, make_cell, problem, right
+from tests.support.problems import VALUES
 
 CASE = cases.case("orthogonal_3x7", "float32")
 

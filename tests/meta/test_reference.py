@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from implementations.check.problems import is_float
 from reference.cases import DTYPES, SIZES, case, layer_carry, layer_params
 from reference.layers import LAYERS, Array, mlp, mlp_vjp, residual_conv, transformer_decoder, transformer_encoder
 from reference.stack import apply_layers, apply_layers_vjp, oracle, run_layers, run_layers_vjp, tree_map
-from tests.support.problems import is_float
 
 
 def fractions(array: Array) -> Array:

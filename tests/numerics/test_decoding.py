@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import flat, from_numpy, with_arrays
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.layers import transformer_decoder
 from reference.shapes import HOLDS
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
-from tests.support.comparator import assert_trees
-from tests.support.dialect import flat, from_numpy, with_arrays
 
 N, B, T, ROOM, PROMPT = 3, 2, 7, 9, 4
 PARAMS = layer_params("transformer_decoder", 3, N, **SIZES["transformer_decoder"])

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from implementations.check.dialect import from_numpy, pullback
 from tests.conftest import loaded
-from tests.support.dialect import from_numpy, pullback
 
 quick = pytest.mark.torch_backend("aot_eager")
 

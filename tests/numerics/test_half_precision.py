@@ -11,12 +11,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import from_numpy, pullback, to_numpy
+from implementations.check.problems import is_float
 from reference import layers
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.stack import run_layers, tree_map
-from tests.support.comparator import assert_trees
-from tests.support.dialect import from_numpy, pullback, to_numpy
-from tests.support.problems import is_float
 
 pytestmark = pytest.mark.torch_backend("aot_eager")
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from implementations.check.dialect import flat, from_numpy, pullback, to_numpy
+from implementations.check.problems import is_float
 from reference.stack import tree_map
-from tests.support.dialect import flat, from_numpy, pullback, to_numpy
-from tests.support.problems import is_float
 
 
 def test_two_layers_by_hand(implementation):

@@ -10,14 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import flat, from_numpy, pullback, to_numpy, with_arrays
+from implementations.check.problems import Results, is_float
 from reference import layers
 from reference.cases import SIZES, layer_carry, layer_params
 from reference.stack import run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
-from tests.support.comparator import assert_trees
-from tests.support.dialect import flat, from_numpy, pullback, to_numpy, with_arrays
 from tests.support.laws import assert_constant
-from tests.support.problems import Results, is_float
 
 
 @pytest.mark.torch_backend("eager")

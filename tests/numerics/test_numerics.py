@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from implementations.check.comparator import assert_case, gradient
 from reference import cases
 from reference.cases import Case
 from reference.stack import apply_layers
-from tests.support.comparator import assert_case, gradient
 
 covers = pytest.mark.covers
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 
+from implementations.check.comparator import assert_close
+from implementations.check.dialect import flat, from_numpy, pullback, to_numpy
+from implementations.check.problems import is_float
 from reference.stack import run_layers, tree_map
 from tests.conftest import loaded
-from tests.support.comparator import assert_close
-from tests.support.dialect import flat, from_numpy, pullback, to_numpy
-from tests.support.problems import is_float
 from tests.support.random_layers import LARGEST, language, random_layers
 
 # Form -> framework, how the stack is called, random layers in the default run and in a thorough one.

@@ -11,12 +11,12 @@ import importlib
 import numpy as np
 import pytest
 
+from implementations.check.comparator import assert_trees
+from implementations.check.dialect import flat, from_numpy, ops, to_numpy
 from reference import training
 from reference.arguments import leaves
 from reference.error_bound import allowed_so_far, worst_so_far
 from reference.stack import tree_map
-from tests.support.comparator import assert_trees
-from tests.support.dialect import flat, from_numpy, ops, to_numpy
 
 
 def test_the_first_step_of_adamw_by_hand():

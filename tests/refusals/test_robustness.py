@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
+from implementations.check.comparator import assert_case, gradient
 from implementations.measuring.measure import PROGRAMS, RECOMPILE_DEPTHS
 from reference import cases
 from reference.cases import Case
 from reference.stack import apply_layers, apply_layers_vjp, oracle
 from tests.conftest import loaded
-from tests.support.comparator import assert_case, gradient
 
 CASE = cases.case("small_integers_3x7", "float32")
 BYTES = ("float16", "float32", "float64", "bfloat16")

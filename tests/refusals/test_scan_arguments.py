@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from implementations.check.dialect import flat, ops, with_arrays
 from reference.arguments import leaves
 from reference.stack import tree_map
-from tests.support.dialect import flat, ops, with_arrays
 
 pytestmark = pytest.mark.torch_backend("eager")
 ANY_ARRAY = "expected an array of this framework (from_numpy makes one)"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from implementations import load
+from implementations.check.dialect import flat, from_numpy, ops
 from implementations.measuring.measure import D as DENSE_D
 from implementations.measuring.measure import problem
 from tests.conftest import loaded
-from tests.support.dialect import flat, from_numpy, ops
 from tests.support.laws import assert_bounded, assert_constant, assert_grows, assert_memory_a_layer, assert_no_copy
 
 DEPTHS = (2, 512)

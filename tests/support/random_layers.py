@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from implementations.check.dialect import flat, ops, with_arrays
 from reference.stack import run_layers, tree_map
-from tests.support.dialect import flat, ops, with_arrays
 
 N = 3
 SHAPES = ((), (1,), (3,), (2, 1), (2, 3))  # any two can be broadcast together
@@ -213,7 +213,7 @@ def is_exact(drawn):
     return True
 
 
-# What `ops` of tests/support/dialect.py lacks.
+# What `ops` of implementations/check/dialect.py lacks.
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""Whether a stack does what a layer stack must: the shared checks, for anybody's `scan_layers`."""
