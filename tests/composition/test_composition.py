@@ -12,15 +12,7 @@ import pytest
 
 from tests.support.comparator import assert_trees
 from tests.support.dialect import flat, pullback
-from tests.support.problems import (
-    ACTIVATIONS,
-    PROGRAMS,
-    assert_program,
-    assert_right,
-    problem,
-    right,
-    run,
-)
+from tests.support.problems import ACTIVATIONS, PROGRAMS, assert_program, assert_right, problem, right, run
 
 quick = pytest.mark.torch_backend("eager")
 covers = pytest.mark.covers
@@ -61,8 +53,7 @@ def test_several_stacks_called_as_they_stand(implementation, name):
 @quick
 @covers("a closed-over value gets its gradient")
 def test_a_closed_over_value_gets_its_gradient(implementation):
-    inputs = PROGRAMS["shared"].inputs
-    assert_program(implementation, make_closed_over, inputs, compiled=False)
+    assert_program(implementation, make_closed_over, PROGRAMS["shared"].inputs, compiled=False)
 
 
 def make_closed_over(o):
@@ -102,10 +93,7 @@ def test_each_activation_trains(implementation, name):
 
 @functools.cache
 def stack_of(make):
-    def make_stack(o):
-        return lambda weights, x: o.scan(make(o), weights, x)[0]
-
-    return make_stack
+    return lambda o: lambda weights, x: o.scan(make(o), weights, x)[0]
 
 
 @quick
