@@ -1,6 +1,7 @@
 """What an implementation can and cannot do yet: one table for the tests, the report and the READMEs.
 
-A `No` names the exception that the attempt raises, so a test runs it and an upstream fix turns the test red.
+Tests say which rows they hold, by `@pytest.mark.covers(row)`; each cell has one. A `No` names the exception that the
+attempt raises, so its tests run and an upstream fix turns them red.
 Exceptions are dotted names: nothing here imports a framework.
 
     python -m implementations capabilities            rewrite the blocks: README.md has the rows that differ,

@@ -54,8 +54,7 @@ def test_several_stacks_called_as_they_stand(implementation, name):
 @quick
 @covers("a closed-over value gets its gradient")
 def test_a_closed_over_value_gets_its_gradient(implementation):
-    inputs = PROGRAMS["shared"].inputs
-    assert_program(implementation, make_closed_over, inputs, compiled=False)
+    assert_program(implementation, make_closed_over, PROGRAMS["shared"].inputs, compiled=False)
 
 
 def make_closed_over(o):
@@ -95,10 +94,7 @@ def test_each_activation_trains(implementation, name):
 
 @functools.cache
 def stack_of(make):
-    def make_stack(o):
-        return lambda weights, x: o.scan(make(o), weights, x)[0]
-
-    return make_stack
+    return lambda o: lambda weights, x: o.scan(make(o), weights, x)[0]
 
 
 @quick

@@ -71,30 +71,20 @@ def second_order(forward, gradient):
 
 # transform of AROUND -> the row that it is, and what is right by (forward, gradient)
 TRANSFORMS = {
-    "batching": (
-        "batching from outside (the framework's vmap)",
-        lambda f, g: np.stack([f(W, X), f(W, TX)]),
-    ),
-    "ensemble": (
-        "ensembles from outside (batched weights)",
-        lambda f, g: np.stack([f(W, X), f(TW, X)]),
-    ),
-    "per_example_gradients": (
-        "per-example gradients from outside (batched gradient)",
-        lambda f, g: tuple(map(np.stack, zip(g(W, X, f(W, X)), g(W, TX, f(W, TX)), strict=True))),
-    ),
-    "gradient_of_batch": (
-        "gradient of a batch from outside",
-        lambda f, g: g(W, X, f(W, X))[0] + g(W, TX, f(W, TX))[0],
-    ),
-    "forward_mode": (
-        "forward mode from outside",
-        lambda f, g: f(W + 1j * STEP * TW, X + 1j * STEP * TX).imag / STEP,
-    ),
+    "batching": ("batching from outside (the framework's vmap)",
+        lambda f, g: np.stack([f(W, X), f(W, TX)])),
+    "ensemble": ("ensembles from outside (batched weights)",
+        lambda f, g: np.stack([f(W, X), f(TW, X)])),
+    "per_example_gradients": ("per-example gradients from outside (batched gradient)",
+        lambda f, g: tuple(map(np.stack, zip(g(W, X, f(W, X)), g(W, TX, f(W, TX)), strict=True)))),
+    "gradient_of_batch": ("gradient of a batch from outside",
+        lambda f, g: g(W, X, f(W, X))[0] + g(W, TX, f(W, TX))[0]),
+    "forward_mode": ("forward mode from outside",
+        lambda f, g: f(W + 1j * STEP * TW, X + 1j * STEP * TX).imag / STEP),
     "reverse_inside": ("gradient inside the user's compiled function", lambda f, g: g(W, X, f(W, X))),
     "reverse_over_reverse": ("second order from outside, reverse over reverse", second_order),
     "forward_over_reverse": ("second order from outside, forward over reverse", second_order),
-}
+}  # fmt: skip
 
 
 @pytest.mark.torch_backend("aot_eager")

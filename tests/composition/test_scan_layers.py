@@ -40,8 +40,9 @@ def test_every_pair_of_options_occurs():
 
 def covered(row):
     yield "any layer: nested trees, None, integers, xs and ys"
-    yield from ["any layer, N = 0 and N = 1"] * (row.N < 2) + ["reverse"] * row.reverse
-    yield from ["remat=True"] * (row.remat is True)
+    yield from (
+        ["any layer, N = 0 and N = 1"] * (row.N < 2) + ["reverse"] * row.reverse + ["remat=True"] * (row.remat is True)
+    )
 
 
 @quick
@@ -60,34 +61,18 @@ def test_the_twin(implementation, N, reverse):
     assert_right(implementation, "cell", N, form="unroll_layers", reverse=reverse)
 
 
+ODD = [(0, {}), (1, {}), (5, {}), (5, {"reverse": True, "remat": 2}), (5, {"unroll": 2}), (0, {"unroll": 2})]
+
+
 @quick
-@pytest.mark.parametrize("N", [0, 1, 5])
+@pytest.mark.parametrize(("N", "how"), [*ODD, (5, {"form": "unroll_layers"})], ids=str)
 @pytest.mark.parametrize("name", ["mixed", "passing"])
-def test_layers_that_frameworks_find_odd(implementation, name, N):
+def test_layers_that_frameworks_find_odd(implementation, name, N, how):
     """Two dtypes in one carry and a third as y; carries and slices handed on, one array as carry and as y."""
-    assert_right(implementation, name, N)
+    assert_right(implementation, name, N, **how)
 
 
-@quick
-@pytest.mark.parametrize(
-    ("N", "options"), [(5, {"reverse": True, "remat": 2}), (5, {"unroll": 2}), (0, {"unroll": 2})], ids=str
-)
-@pytest.mark.parametrize("name", ["mixed", "passing"])
-def test_odd_layers_take_options(implementation, name, N, options):
-    assert_right(implementation, name, N, **options)
-
-
-@quick
-@pytest.mark.parametrize("name", ["mixed", "passing"])
-def test_the_twin_of_odd_layers(implementation, name):
-    assert_right(implementation, name, 5, form="unroll_layers")
-
-
-@pytest.mark.parametrize(
-    ("N", "options"),
-    [(5, {}), (4, {"reverse": True, "remat": 3})],
-    ids=str,
-)
+@pytest.mark.parametrize(("N", "options"), [(5, {}), (4, {"reverse": True, "remat": 3})], ids=str)
 @pytest.mark.thorough("torch_compile")
 def test_compiled_by_the_user(implementation, N, options):
     """In torch by Inductor, where most of its scan's defects are; also where one layer is left over by the groups."""

@@ -56,9 +56,7 @@ def test_unrolled_is_within_the_bound(implementation, name, dtype):
 def test_compiled_by_the_user_is_within_the_bound(implementation, name, dtype):
     """In torch by Inductor, as all are in the comparison."""
     case = cases.case(name, dtype)
-    arrays = map(implementation.from_numpy, case.inputs)
-    results = implementation.compile_gradient(implementation.scan_apply_layers)(*arrays)
-    assert_case(implementation.__name__, case, tuple(map(implementation.to_numpy, results)))
+    assert_case(implementation.__name__, case, compiled_gradient(implementation, case))
 
 
 def test_alternatives_are_right_too(implementation):

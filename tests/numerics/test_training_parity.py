@@ -204,25 +204,6 @@ def test_the_update_is_that_of_numpy(implementation, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-14, err_msg=path)
 
 
-def test_clipping_is_layer_by_layer(implementation):
-    given, max_norm = gradient_trees()[0], UPDATE["max_norm"]
-    clip = importlib.import_module(f"{implementation.__name__}.training").clip
-    found = clip(from_numpy(implementation, given), max_norm)
-    norms = implementation.to_numpy(implementation.layer_norms(found["layers"]))
-    before, found = training.layer_norms(given["layers"]), to_numpy(implementation, found)
-    assert norms.shape == (4,)
-    np.testing.assert_allclose(norms, np.minimum(before, max_norm), rtol=1e-14)
-    assert (before > max_norm).tolist() == [True, True, True, False]
-    others = {name: array for name, array in given.items() if name != "layers"}
-    factor = max_norm / np.sqrt(sum((array**2).sum() for array in flat(others)))
-    assert factor < 1
-    for name, array in given["layers"].items():
-        np.testing.assert_allclose(found["layers"][name][0], array[0] * max_norm / before[0], rtol=1e-14)
-        np.testing.assert_array_equal(found["layers"][name][3], array[3])
-    for array, got in zip(flat(others), flat({name: found[name] for name in others}), strict=True):
-        np.testing.assert_allclose(got, array * factor, rtol=1e-14)
-
-
 # What users get wrong, each as NumPy's own run with one thing changed.
 
 
