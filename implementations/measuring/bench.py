@@ -209,7 +209,7 @@ def limit(implementation: Implementation, case: Case, posed: Problem) -> Callabl
     """Reading the weights once, or one product of the whole batch with as many numbers."""
     if case.is_single:
         return reader(implementation, posed.params[0])
-    d = case.setting.d
+    _, d = case.width
     flat = np.concatenate([array.reshape(-1) for array in posed.weights])
     rng = np.random.default_rng(case.N)
     rows = rng.standard_normal((implementation.to_numpy(posed.x).size // d, d)).astype(flat.dtype)

@@ -32,10 +32,9 @@ def figures(results: Results) -> dict[str, Figure]:
     """File name without suffix -> figure; empty if nothing ran, or nothing but the bench."""
     if not any(measured.sizes or measured.times for measured in results.ran):
         return {}
-    sizes, times = (summary.main_setting(results.ran, block) for block in ("sizes", "times"))
     compiled, compile_time = (
-        _each(results, panels.dense, "compiled", sizes),
-        _each(results, panels.dense, "compile_seconds", times),
+        _each(results, panels.dense, "compiled"),
+        _each(results, panels.dense, "compile_seconds"),
     )
     return {
         "graph-size": _figure(
@@ -43,7 +42,7 @@ def figures(results: Results) -> dict[str, Figure]:
             "Graph size at the three levels",
             f"{_flat(results)} Units differ between panels, so compare slopes, not heights: all panels of a row "
             "span the same number of decades.",
-            [_each(results, panels.dense, level, sizes) for level in LEVELS],
+            [_each(results, panels.dense, level) for level in LEVELS],
         ),
         **_general(results),
         "compile-time": _figure(
@@ -57,7 +56,7 @@ def figures(results: Results) -> dict[str, Figure]:
             "Run time a layer",
             f"{_run(results)} One call divided by N: where N is small the call itself dominates. The dotted line reads "
             "the weights once from memory, which nothing here can avoid. Bands are quartiles.",
-            [_each(results, panels.dense, "run_seconds", times)],
+            [_each(results, panels.dense, "run_seconds")],
         ),
         **_worth(results),
         "temporary-memory": _figure(
@@ -65,7 +64,7 @@ def figures(results: Results) -> dict[str, Figure]:
             "Temporary memory",
             f"{_memory(results)} What a compiled program allocates beside its arguments and results. A gradient keeps "
             "what each layer needs for its derivative, so it grows with N in both forms.",
-            [_each(results, panels.dense, "temp_bytes", sizes)],
+            [_each(results, panels.dense, "temp_bytes")],
         ),
         **_training(results),
         # Not on the page: the one to show elsewhere.

@@ -11,7 +11,7 @@ from implementations.report import drawing
 from implementations.report.drawing import Line, Panel
 from implementations.results import summary, worth
 from implementations.results.laws import Counted
-from implementations.results.records import FORMS, LIMIT, PROGRAMS, Measured, Results, Setting
+from implementations.results.records import FORMS, LIMIT, PROGRAMS, Measured, Results
 from implementations.wording import Spread
 
 LOOKS = {"rolled": (drawing.ROLLED, "o"), "unrolled": (drawing.UNROLLED, "s")}
@@ -37,16 +37,16 @@ def _panel(
     return Panel(measured.name, versions, quantity, kind, where, lines, missing, crossings)
 
 
-def dense(measured: Measured, key: str, setting: Setting | None) -> Panel:
+def dense(measured: Measured, key: str) -> Panel:
     looks = LOOKS | dict(zip(summary.alternatives(measured), cycle(drawing.OTHERS), strict=False))
     lines = [
-        Line(form, program == "gradient", _values(measured, key, form, program, setting), colour, marker)
+        Line(form, program == "gradient", _values(measured, key, form, program), colour, marker)
         for form, (colour, marker) in looks.items()
         # The gradients of alternatives are in the tables: a panel with ten lines says nothing.
         for program in (PROGRAMS if form in FORMS else ("forward",))
     ]
     if key == "run_seconds":
-        read = _values(measured, key, LIMIT, "forward", setting)
+        read = _values(measured, key, LIMIT, "forward")
         lines.append(Line("reading the weights once", False, read, drawing.MUTED, ""))
     unit = measured.units.get(key)
     quantity, kind = {
@@ -56,11 +56,15 @@ def dense(measured: Measured, key: str, setting: Setting | None) -> Panel:
     }.get(key, (f"{key}: {unit}" if unit else key, "count"))
     silent = key == "temp_bytes" and summary.reports_no_memory(measured)
     absent = "not reported by this framework" if silent else "not measured"
-    return _panel(measured, quantity, kind, setting, lines, absent)
+    return _panel(measured, quantity, kind, _setting(measured), lines, absent)
 
 
-def _values(measured: Measured, key: str, form: str, program: str, setting: Setting | None) -> dict[int, Spread]:
-    found = summary.deep(summary.series(measured, key, form, program, setting))
+def _setting(measured: Measured) -> str:
+    return next((size.setting for size in measured.sizes), "")
+
+
+def _values(measured: Measured, key: str, form: str, program: str) -> dict[int, Spread]:
+    found = summary.deep(summary.series(measured, key, form, program))
     if key == "run_seconds":
         found = {n: [sample / n for sample in samples] for n, samples in found.items()}
     elif key != "compile_seconds":
@@ -104,8 +108,8 @@ def cost(measured: Measured, calls: int) -> Panel:
         fact = worth.crossover(*costs.values())
         if fact and fact.since:
             crossings[gradient] = (fact.since, costs["rolled"][fact.since])
-    quantity, setting = f"compile time and {wording.calls(calls)}", summary.main_setting([measured], "times")
-    return _panel(measured, quantity, "seconds", setting, lines, crossings=crossings)
+    quantity = f"compile time and {wording.calls(calls)}"
+    return _panel(measured, quantity, "seconds", _setting(measured), lines, crossings=crossings)
 
 
 def trained(measured: Measured, results: Results, kind: str) -> Panel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rich import box
@@ -10,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from implementations import wording
 from implementations.results import summary
 from implementations.results.laws import Counted
-from implementations.results.records import FORMS, PROGRAMS, Measured, Results, Setting
+from implementations.results.records import FORMS, LIMIT, PROGRAMS, Measured
 
 BAD = "✗"
 NONE = "–"
@@ -59,28 +60,23 @@ def flag(text: str, ok: bool) -> str:
     return text if ok else f"{text} {BAD}"
 
 
-def groups(results: Results, *blocks: str) -> list[tuple[str, Measured, Setting]]:
-    """What a group of rows is about; its name says the setting where there are several."""
-    several = len({setting for block in blocks for setting in summary.settings(results.ran, block)}) > 1
-    return [
-        (f"{measured.name}\n{setting}" if several else measured.name, measured, setting)
-        for measured in results.ran
-        for setting in dict.fromkeys(setting for block in blocks for setting in summary.settings([measured], block))
-    ]
+def seconds(samples: Sequence[float] | None, layers: int = 1) -> str:
+    """The median, or of so many layers that of one."""
+    return wording.seconds(summary.spread(samples).median / layers) if samples else NONE
 
 
-def by_depth(
-    name: str,
-    measured: Measured,
-    key: str,
-    setting: Setting,
-    cells: Callable[[Measured, str, Setting, int], list[str]],
-) -> list[list[str]]:
-    """One row for each N at which `key` was measured: the cells of the forward program, then of the gradient."""
-    depths = {n for f in FORMS for p in PROGRAMS for n in summary.series(measured, key, f, p, setting)}
+def over(numerator: Sequence[float] | None, denominator: Sequence[float] | None) -> str:
+    return wording.spread(summary.ratio(numerator, denominator)) if numerator and denominator else NONE
+
+
+def by_depth(measured: Measured, key: str, cells: Callable[..., list[str]]) -> list[list[str]]:
+    """One row for each N at which `key` was measured, of the forward program, then of the gradient: the cells of N and
+    of the values of the rolled form, of the unrolled one, and of the limit."""
+    found = [[summary.series(measured, key, form, program) for form in (*FORMS, LIMIT)] for program in PROGRAMS]
+    depths = sorted({n for rolled, unrolled, _ in found for n in (*rolled, *unrolled)})
     rows = [
-        [name, str(n), *(cell for program in PROGRAMS for cell in cells(measured, program, setting, n))]
-        for n in sorted(depths)
+        [measured.name, str(n), *(cell for own in found for cell in cells(n, *(values.get(n) for values in own)))]
+        for n in depths
     ]
     return [row for row in rows if set(row[2:]) != {NONE}]
 

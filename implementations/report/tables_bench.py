@@ -71,7 +71,7 @@ def _not_run(timed: list[tuple[str, Time]], case: Callable[[Time], str]) -> str:
 
 
 def _sizes(row: Time) -> str:
-    said = f"{row.setting.d}, {row.N}" + (f" ×{row.batch}" if row.batch else "")
+    said = f"{row.width[1]}, {row.N}" + (f" ×{row.batch}" if row.batch else "")
     return said if row.dtype == "float32" else f"{said} {row.dtype}"
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from implementations import wording
 from implementations.interface import LEVELS
-from implementations.report.table import NONE, Table, by_depth, comma, constant, groups, growing, spanned, twice
+from implementations.report.table import NONE, Table, by_depth, comma, constant, growing, spanned, twice
 from implementations.results import laws, summary
-from implementations.results.records import FORMS, PROGRAMS, Measured, Results, Setting
+from implementations.results.records import FORMS, PROGRAMS, Results
 
 
 def sizes(results: Results) -> Table:
     rows, depths = [], set()
-    for name, measured, setting in groups(results, "sizes"):
-        for level in LEVELS:
+    for measured in results.ran:
+        for level in LEVELS if measured.sizes else ():
             cells = []
             for program in PROGRAMS:
-                rolled, unrolled = (laws.program(measured.sizes, form, program, setting) for form in FORMS)
+                rolled, unrolled = (laws.program(measured.sizes, form, program) for form in FORMS)
                 depths |= set(rolled.counts(level))
                 added = summary.growth(unrolled.counts(level))
                 a_layer = NONE if added is None else f"{added:+.3g}"
                 cells += [constant(rolled, level), growing(unrolled, level), a_layer]
-            rows.append([name, f"{level}: {measured.units.get(level, 'no unit given')}", *cells])
+            rows.append([measured.name, f"{level}: {measured.units.get(level, 'no unit given')}", *cells])
     columns = ("implementation", "level: unit", *twice("rolled", "unrolled", "a layer"))
     note = (
-        f"Rolled: the count at all of N = {', '.join(map(str, sorted(depths)))}. Unrolled: the count at [N], and what "
+        f"Rolled: the count at all of N = {comma(depths)}. Unrolled: the count at [N], and what "
         "a layer adds. Units differ between implementations: compare what a layer adds, never two absolute counts."
     )
     return Table("sizes", "Graph size: the same at every N, or growing", columns, "ll" + "r" * 6, rows, note)
@@ -51,13 +51,10 @@ def programs(results: Results) -> Table:
 
 
 def memory(results: Results) -> Table:
-    def cells(measured: Measured, program: str, setting: Setting, n: int) -> list[str]:
-        found = (summary.series(measured, "temp_bytes", form, program, setting).get(n) for form in FORMS)
-        return [NONE if value is None else wording.size(value) for value in found]
+    def cells(n: int, *forms: int | None) -> list[str]:
+        return [NONE if value is None else wording.size(value) for value in forms[:2]]
 
-    rows = []
-    for name, measured, setting in groups(results, "sizes"):
-        rows += by_depth(name, measured, "temp_bytes", setting, cells)
+    rows = [row for measured in results.ran for row in by_depth(measured, "temp_bytes", cells)]
     note = "As the compiler reports it, arguments and results excluded."
     silent = [measured.name for measured in results.ran if summary.reports_no_memory(measured)]
     if silent:

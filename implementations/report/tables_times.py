@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from implementations import wording
-from implementations.report.table import NONE, PLUS_MINUS, Table, by_depth, groups, largest, twice
+from implementations.report.table import NONE, PLUS_MINUS, Table, by_depth, largest, over, seconds, twice
 from implementations.results import laws, summary
-from implementations.results.records import FORMS, LIMIT, PROGRAMS, Measured, Results, Setting
+from implementations.results.records import PROGRAMS, Measured, Results
 
 
 def compile_times(results: Results) -> Table:
-    def cells(measured: Measured, program: str, setting: Setting, n: int) -> list[str]:
-        rolled, unrolled = (
-            summary.series(measured, "compile_seconds", form, program, setting).get(n) for form in FORMS
-        )
-        return [
-            wording.seconds(summary.spread(rolled).median) if rolled else NONE,
-            wording.seconds(summary.spread(unrolled).median) if unrolled else NONE,
-            wording.spread(summary.ratio(unrolled, rolled)) if rolled and unrolled else NONE,
-        ]
-
     rows = []
-    for name, measured, setting in groups(results, "times"):
-        rows += by_depth(name, measured, "compile_seconds", setting, cells)
-        grown = [summary.compile_growth(measured, program, setting) for program in PROGRAMS]
+    for measured in results.ran:
+        rows += by_depth(
+            measured,
+            "compile_seconds",
+            lambda n, rolled, unrolled, _: [seconds(rolled), seconds(unrolled), over(unrolled, rolled)],
+        )
+        grown = [summary.compile_growth(measured, program) for program in PROGRAMS]
         known = next((fact for fact in grown if fact), None)
         if known:
             ratios = [[f"{fact.ratio.median:.2f}" if fact else NONE, "", ""] for fact in grown]
-            rows.append([name, f"{known.high} / {known.low}", *ratios[0], *ratios[1]])
+            rows.append([measured.name, f"{known.high} / {known.low}", *ratios[0], *ratios[1]])
     columns = ("implementation", "N", *twice("rolled", "unrolled", "ratio"))
     note = (
         "Trace and compile from cold, without the first execution. Medians; ratio: unrolled / rolled. Last row: the "
@@ -36,23 +30,19 @@ def compile_times(results: Results) -> Table:
 
 
 def run_times(results: Results) -> Table:
-    def cells(measured: Measured, program: str, setting: Setting, n: int) -> list[str]:
-        rolled, unrolled, read = (
-            summary.series(measured, "run_seconds", form, program, setting).get(n) for form in (*FORMS, LIMIT)
-        )
-        shown = [
-            wording.seconds(summary.spread(rolled).median / max(n, 1)) if rolled else NONE,
-            wording.spread(summary.ratio(rolled, unrolled)) if rolled and unrolled else NONE,
-            wording.spread(summary.ratio(rolled, read)) if rolled and read else NONE,
-        ]
-        return shown if program == "forward" else shown[:2]
-
     rows = []
-    for name, measured, setting in groups(results, "times"):
-        rows += by_depth(name, measured, "run_seconds", setting, cells)
+    for measured in results.ran:
+        found = by_depth(
+            measured,
+            "run_seconds",
+            lambda n, rolled, unrolled, read: [seconds(rolled, max(n, 1)), over(rolled, unrolled), over(rolled, read)],
+        )
+        rows += [row[:-1] for row in found]  # a gradient needs more than reading the weights
         grown = summary.linear(measured)
         if grown:
-            rows.append([name, f"{grown.high} / {grown.low}", NONE, NONE, NONE, wording.spread(grown.ratio), NONE])
+            rows.append(
+                [measured.name, f"{grown.high} / {grown.low}", NONE, NONE, NONE, wording.spread(grown.ratio), NONE]
+            )
     columns = ("implementation", "N", *twice("a layer", "/ unrolled", "/ reading")[:5])
     note = (
         "Median time of the rolled form a layer, and its ratio to the unrolled twin and to reading the weights once "
@@ -64,25 +54,24 @@ def run_times(results: Results) -> Table:
 
 def alternatives(results: Results) -> Table:
     rows = []
-    for name, measured, setting in groups(results, "sizes", "times"):
+    for measured in results.ran:
         for form in summary.alternatives(measured):
             for program in PROGRAMS:
-                counts = laws.program(measured.sizes, form, program, setting).counts("compiled")
+                counts = laws.program(measured.sizes, form, program).counts("compiled")
                 added = summary.growth(counts)
                 cells = [
                     largest(counts),
                     NONE if added is None else f"{added:+.3g}" if added else "0",
-                    _against_rolled(measured, "compile_seconds", form, program, setting),
-                    _against_rolled(measured, "run_seconds", form, program, setting),
+                    _against_rolled(measured, "compile_seconds", form, program),
+                    _against_rolled(measured, "run_seconds", form, program),
                 ]
                 if set(cells) != {NONE}:
-                    rows.append([name, form if program == "forward" else f"{form}, {program}", *cells])
+                    rows.append([measured.name, form if program == "forward" else f"{form}, {program}", *cells])
     columns = ("implementation", "form", "compiled\nsize", "\na layer", "compile\n/ rolled", "run\n/ rolled")
     note = "At [N], the largest that both were measured at. Above 1 the alternative is slower than the rolled stack."
     return Table("alternatives", "What users of each framework do today", columns, "llrrrr", rows, note)
 
 
-def _against_rolled(measured: Measured, key: str, form: str, program: str, setting: Setting) -> str:
-    other, rolled = (summary.series(measured, key, which, program, setting) for which in (form, "rolled"))
-    n = max((n for n in other if n in rolled), default=None)
-    return NONE if n is None else f"{wording.times(summary.ratio(other[n], rolled[n]).median)} [{n}]"
+def _against_rolled(measured: Measured, key: str, form: str, program: str) -> str:
+    found = summary.against(measured, key, form, "rolled", program)
+    return f"{wording.times(found.ratio.median)} [{found.n}]" if found else NONE

@@ -70,7 +70,7 @@ def nearest_memory(measured: Measured) -> tuple[Time, Spread] | None:
         and (ratio := over(row, "rolled", LIMIT))
         and not is_noisy(row, "rolled")
     ]
-    return max(found, key=lambda pair: (pair[0].weights_bytes, pair[0].setting.d), default=None)
+    return max(found, key=lambda pair: (pair[0].weights_bytes, pair[0].width[1]), default=None)
 
 
 def against(row: Time, form: str) -> Spread:

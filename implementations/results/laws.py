@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from implementations.interface import LEVELS
-from implementations.results.records import FORMS, Setting, Size
+from implementations.results.records import FORMS, Size
 
 LOOPS = "loops"
 
@@ -71,9 +71,9 @@ class Counted:
         return said and f"{said}: {', '.join(f'N = {n}: {count}' for n, count in counts.items())}"
 
 
-def program(sizes: Iterable[Size], form: str, name: str, setting: Setting | None = None) -> Counted:
-    """The one of that form and name, at that setting or any; without sizes where it was not counted."""
-    own = [size for size in sizes if (size.form, size.program) == (form, name) and setting in (None, size.setting)]
+def program(sizes: Iterable[Size], form: str, name: str) -> Counted:
+    """The one of that form and name; without sizes where it was not counted."""
+    own = [size for size in sizes if (size.form, size.program) == (form, name)]
     return Counted({size.N: size for size in sorted(own, key=lambda size: size.N)})
 
 

@@ -10,20 +10,12 @@ import functools
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 VERSION = 3
 FORMS = ("rolled", "unrolled")  # the others are names of what users do instead
 PROGRAMS = ("forward", "gradient")
 LIMIT = "limit"  # a form too, of what is timed: what no stack can beat
-
-
-class Setting(NamedTuple):
-    d: int
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"d = {self.d}, {self.dtype}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +45,8 @@ class Size:
         return ", ".join([self.program, *options, *([] if self.form == "rolled" else [self.form])])
 
     @property
-    def setting(self) -> Setting:
-        return Setting(self.d, self.dtype)
+    def setting(self) -> str:
+        return f"d = {self.d}, {self.dtype}"
 
     def counted(self, N: int, counts: dict[str, Any]) -> Size:
         """The same at N, with what `graph_size` returns."""
@@ -76,10 +68,6 @@ class Case:
     def width(self) -> tuple[str, int]:
         """The symbol of the carry's last axis and its size."""
         return next((symbol, self.sizes[symbol]) for symbol in ("d", "c") if symbol in self.sizes)
-
-    @property
-    def setting(self) -> Setting:
-        return Setting(self.width[1], self.dtype)
 
     @property
     def name(self) -> str:

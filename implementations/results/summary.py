@@ -15,32 +15,18 @@ import numpy as np
 
 from implementations.results import laws
 from implementations.results.laws import Counted
-from implementations.results.records import FORMS, LIMIT, Checkpoint, Comparison, Measured, Results, Setting
+from implementations.results.records import FORMS, LIMIT, Checkpoint, Comparison, Measured, Results
 from implementations.wording import Spread
 from reference.error_bound import allowed_so_far, worst_so_far
 from reference.layers import Array
 
 
-def settings(measured: Iterable[Measured], block: str) -> list[Setting]:
-    """The (d, dtype) that `block` ("sizes" or "times") was measured at, the most frequent first."""
-    counted = Counter(record.setting for one in measured for record in getattr(one, block))
-    return [setting for setting, _ in counted.most_common()]
-
-
-def main_setting(measured: Iterable[Measured], block: str) -> Setting | None:
-    return next(iter(settings(measured, block)), None)
-
-
-def series(measured: Measured, key: str, form: str, program: str, setting: Setting | None) -> dict[int, Any]:
-    """N -> value of `key`, in order of N; what was not measured is not there."""
+def series(measured: Measured, key: str, form: str, program: str) -> dict[int, Any]:
+    """N -> value of `key` of the dense stack, in order of N; what was not measured is not there."""
     if not key.endswith("_seconds"):
-        return dict(laws.program(measured.sizes, form, program, setting).values(key)) if setting else {}
-    found = {
-        time.N: getattr(time, key)[form]
-        for time in measured.times
-        if (time.program, time.setting) == (program, setting) and form in getattr(time, key)
-    }
-    return dict(sorted(found.items()))
+        return dict(laws.program(measured.sizes, form, program).values(key))
+    timed = [time for time in measured.times if time.program == program and form in getattr(time, key)]
+    return {time.N: getattr(time, key)[form] for time in sorted(timed, key=lambda time: time.N)}
 
 
 def alternatives(measured: Measured) -> list[str]:
@@ -75,8 +61,8 @@ class Flat(NamedTuple):
 
 
 def flat(measured: Measured, key: str, program: str) -> Flat | None:
-    """The range of a size of the rolled form over N, at the setting measured most; None with fewer than two N."""
-    found = deep(series(measured, key, "rolled", program, main_setting([measured], "sizes")))
+    """The range of a size of the rolled form over N; None with fewer than two N."""
+    found = deep(series(measured, key, "rolled", program))
     return Flat(min(found), max(found), min(found.values()), max(found.values())) if len(found) > 1 else None
 
 
@@ -86,9 +72,9 @@ class Growth(NamedTuple):
     ratio: Spread  # time at `high` / time at `low`
 
 
-def compile_growth(measured: Measured, program: str, setting: Setting | None = None) -> Growth | None:
+def compile_growth(measured: Measured, program: str) -> Growth | None:
     """Of the rolled form, in medians."""
-    found = deep(series(measured, "compile_seconds", "rolled", program, setting or main_setting([measured], "times")))
+    found = deep(series(measured, "compile_seconds", "rolled", program))
     if len(found) < 2:
         return None
     low, high = min(found), max(found)
@@ -104,15 +90,19 @@ def linear(measured: Measured) -> Growth | None:
 
 class Compared(NamedTuple):
     n: int
-    ratio: Spread  # rolled / unrolled
+    ratio: Spread
 
 
 def compared(measured: Measured, key: str) -> Compared | None:
     """The forward program, rolled against unrolled, at the largest N at which both were timed."""
-    setting = main_setting([measured], "times")
-    rolled, unrolled = (series(measured, key, form, "forward", setting) for form in FORMS)
-    n = max((n for n in rolled if n in unrolled), default=None)
-    return None if n is None else Compared(n, ratio(rolled[n], unrolled[n]))
+    return against(measured, key, "rolled", "unrolled", "forward")
+
+
+def against(measured: Measured, key: str, form: str, other: str, program: str) -> Compared | None:
+    """The time of a form over that of another, at the largest N at which both were timed."""
+    seconds, others = (series(measured, key, each, program) for each in (form, other))
+    n = max((n for n in seconds if n in others), default=None)
+    return None if n is None else Compared(n, ratio(seconds[n], others[n]))
 
 
 def programs(measured: Measured, layer: str = "") -> list[Counted]:

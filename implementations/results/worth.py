@@ -26,10 +26,7 @@ class Worth(NamedTuple):
 
 def costs(measured: Measured, form: str, program: str, calls: int) -> dict[int, float]:
     """N -> seconds: the median compile time, and so many calls at the median run time."""
-    setting = summary.main_setting([measured], "times")
-    compiled, ran = (
-        summary.series(measured, key, form, program, setting) for key in ("compile_seconds", "run_seconds")
-    )
+    compiled, ran = (summary.series(measured, key, form, program) for key in ("compile_seconds", "run_seconds"))
     return {n: median(compiled[n]) + calls * median(ran[n]) for n in compiled if n >= 1 and n in ran}
 
 

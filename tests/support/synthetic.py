@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from implementations import NAMES, compare
+from implementations.interface import LEVELS
 from implementations.report import figures, html, tables
 from implementations.report.table import renderable
 from implementations.results.records import (
@@ -30,7 +31,6 @@ from implementations.results.records import (
 )
 
 DEPTHS, UNROLLED_DEPTHS = (2, 3, 8, 64, 512, 1024), (2, 3, 8, 64)
-LEVELS = ("captured", "lowered", "compiled")
 
 
 def measured(name: str) -> Measured:
