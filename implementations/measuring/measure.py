@@ -23,7 +23,18 @@ from implementations.measuring import bench, programs, training_check
 from implementations.measuring.modes import MODES, Mode
 from implementations.measuring.timing import interleave
 from implementations.minilm import checkpoint_check
-from implementations.results.records import FORMS, LIMIT, Case, Comparison, Measured, Recompiles, Size, Time, to_json
+from implementations.results.records import (
+    DENSE,
+    FORMS,
+    LIMIT,
+    Case,
+    Comparison,
+    Measured,
+    Recompiles,
+    Size,
+    Time,
+    to_json,
+)
 from reference.cases import case
 from reference.error_bound import MAX_RATIO, sharp_sd, worst_ratio
 from reference.stack import oracle
@@ -179,7 +190,7 @@ def measure_depth(
                 # torch has to build and run for it; and for the gradient of its own loop, whose sizes a run alone tells
                 memory=gradient or form in FORMS,
             )
-            of = Size(program=program, layer="dense", form=form, d=D, carry_bytes=4 * D)
+            of = Size(program=program, layer=DENSE, form=form, d=D, carry_bytes=4 * D)
             sizes.append(of.counted(N, counts))
             if min(seconds, default=time.perf_counter() - start) > mode.patience:
                 given_up.add((program, form))

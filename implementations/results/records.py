@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 VERSION = 3
 FORMS = ("rolled", "unrolled")  # the others are names of what users do instead
 PROGRAMS = ("forward", "gradient")
+DENSE = "the dense stack"  # another program than the general stack of dense layers
 LIMIT = "limit"  # a form too, of what is timed: what no stack can beat
 
 
@@ -23,7 +24,7 @@ class Size:
     """One program, counted: of the dense stack, of the general stack, or of the layers of a checkpoint."""
 
     program: str  # "forward", "gradient", or the function whose program it is
-    layer: str  # of LAYERS, or the model whose layers they are
+    layer: str  # of LAYERS; DENSE for `scan_apply_layers` and its twin; or the model whose layers they are
     form: str = "rolled"
     unroll: int = 1
     remat: int = False  # or True

@@ -15,6 +15,7 @@ from implementations.interface import LEVELS
 from implementations.report import figures, html, tables
 from implementations.report.table import renderable
 from implementations.results.records import (
+    DENSE,
     PROGRAMS,
     Checkpoint,
     Comparison,
@@ -59,14 +60,14 @@ def measured(name: str) -> Measured:
 
 
 # form -> depths: the rolled one also where a compiler drops the loop
-DENSE = {"rolled": (0, 1, *DEPTHS), "unrolled": UNROLLED_DEPTHS, "fori_loop": (2, 64)}
+DENSE_DEPTHS = {"rolled": (0, 1, *DEPTHS), "unrolled": UNROLLED_DEPTHS, "fori_loop": (2, 64)}
 
 
 def dense_sizes() -> tuple[Size, ...]:
     found = []
     for program in PROGRAMS:
-        for form, depths in DENSE.items():
-            of, rolled = Size(program=program, layer="dense", form=form, d=64, carry_bytes=256), form != "unrolled"
+        for form, depths in DENSE_DEPTHS.items():
+            of, rolled = Size(program=program, layer=DENSE, form=form, d=64, carry_bytes=256), form != "unrolled"
             for n in depths:
                 levels = dict.fromkeys(LEVELS, (9 if n < 2 else 38) if rolled else 10 * n + 2)
                 found.append(of.counted(n, {**levels, "loops": int(rolled and n > 1), "temp_bytes": 16_700}))
@@ -76,8 +77,8 @@ def dense_sizes() -> tuple[Size, ...]:
 def dense_times() -> tuple[Time, ...]:
     found = []
     for program in PROGRAMS:
-        for n in DENSE["rolled"]:
-            forms = [form for form, depths in DENSE.items() if n in depths]
+        for n in DENSE_DEPTHS["rolled"]:
+            forms = [form for form, depths in DENSE_DEPTHS.items() if n in depths]
             seconds = {**dict.fromkeys(forms, 1e-6 * (n + 1)), "limit": 5e-7 * (n + 1)}
             found.append(dense_time(program, n, seconds, dict.fromkeys(forms, (0.1, 0.11, 0.12))))
     return tuple(found)

@@ -198,7 +198,9 @@ def test_what_is_not_as_declared_is_marked_in_the_tables() -> None:
 
 # The verdict and the exit status
 
-ROLLED, TWIN = (f"jax_scan: {program} of dense, d = 64, float32" for program in ("forward", "forward, unrolled"))
+ROLLED, TWIN = (
+    f"jax_scan: {program} of the dense stack, d = 64, float32" for program in ("forward", "forward, unrolled")
+)
 
 
 @pytest.mark.parametrize(

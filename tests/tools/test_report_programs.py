@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,12 @@ def test_several_layers_a_step_may_be_smaller_but_not_larger() -> None:
     assert deviations.deviations(spoil("gradient, remat=4", 64, compiled=1)) == []
     # Below 2k the loop may be gone, and the size is another program's.
     assert deviations.deviations(spoil("gradient, remat=4", 6, compiled=5000)) == []
+
+
+def test_the_dense_stack_and_a_general_stack_of_dense_layers_are_two_programs() -> None:
+    """Which a default run measures: their counts differ."""
+    of_dense = tuple(replace(size, layer="dense") for size in general())
+    assert deviations.deviations(spoilt(programs=of_dense)) == []
 
 
 def test_the_constant_is_the_size_at_the_first_of_the_largest_remainders() -> None:
