@@ -8,7 +8,7 @@ each layer, and has no loop. What users do instead is under no law.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -86,11 +86,11 @@ def programs(sizes: Iterable[Size]) -> list[Counted]:
     return [Counted(dict(sorted(own.items()))) for own in found.values()]
 
 
-def broken_laws(sizes: Iterable[Size], loops: int = 1) -> list[str]:
+def broken_laws(sizes: Iterable[Size], loops: int = 1, keys: Sequence[str] = (*LEVELS, LOOPS)) -> list[str]:
     """Each program and level that breaks the law, in words; so many `loops` must be left of a rolled program."""
     return [
         f"{program.of.name} of {program.of.layer}, {program.of.setting}: {said}"
         for program in programs(sizes)
-        for key in (*LEVELS, LOOPS)
+        for key in keys
         if (said := program.broken(key, loops))
     ]

@@ -157,7 +157,7 @@ def test_rolled_has_one_size(implementation, form, depths):
 def test_several_layers_a_step_stay_below_one_size(implementation, option, k):
     form, (times, depths) = f"{option}={k}", SEVERAL[k]
     who, rolled = f"{implementation.__name__}, {form}", sizes(implementation, "gradient", (2,))[2]
-    assert_bounded(who, sizes(implementation, form, depths), rolled, times, loops(implementation, form), k)
+    assert_bounded(who, sizes(implementation, form, depths), rolled, times, loops(implementation, form))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ And what the tests hold beside it: bounds of memory, and a stated constant for s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from implementations.interface import LEVELS
-from implementations.results.laws import broken_laws
+from implementations.results.laws import LOOPS, broken_laws
 from implementations.results.records import Size
 
 Sizes = dict[int, dict[str, int]]
@@ -22,19 +24,19 @@ def assert_grows(who: str, sizes: Sizes) -> None:
     assert_law(who, "unrolled", sizes)
 
 
-def assert_bounded(who: str, sizes: Sizes, rolled: dict[str, int], times: int, loops: int, k: int = 1) -> None:
-    """With k layers a step, at each level at most `times` as many as `rolled`, which has one, whatever N is."""
+def assert_bounded(who: str, sizes: Sizes, rolled: dict[str, int], times: int, loops: int) -> None:
+    """Several layers a step: at each level at most `times` as many as `rolled`, whatever N is, and loops are left."""
     for level in LEVELS:
         counts, limit = counted(who, sizes, level), times * rolled[level]
         assert max(counts.values()) <= limit, f"{who}, {level}: observed {counts}, allowed {limit} for all N"
-    assert_law(who, "rolled", sizes, loops, k)
+    assert_law(who, "rolled", sizes, loops, (LOOPS,))
 
 
-def assert_law(who: str, form: str, sizes: Sizes, loops: int = 1, k: int = 1) -> None:
-    of = Size(program=who, layer="the stack", form=form, unroll=k, d=0, carry_bytes=0)
-    for key in (*LEVELS, "loops"):
+def assert_law(who: str, form: str, sizes: Sizes, loops: int = 1, keys: Sequence[str] = (*LEVELS, LOOPS)) -> None:
+    of = Size(program=who, layer="the stack", form=form, d=0, carry_bytes=0)
+    for key in keys:
         counted(who, sizes, key)
-    broken = broken_laws((of.counted(N, dict(size)) for N, size in sizes.items()), loops)
+    broken = broken_laws((of.counted(N, dict(size)) for N, size in sizes.items()), loops, keys)
     assert not broken, "; ".join(broken)
 
 
