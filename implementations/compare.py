@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import platform
 import shlex
@@ -20,16 +19,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from implementations import NAMES, ROOT, capabilities, files, progress
 from implementations.measuring import isolate, training_check
 from implementations.report import figures, html, tables
+from implementations.report.table import BAD, renderable
 from implementations.results import deviations
+from implementations.results.records import Capabilities, Measured, Results, Trained, from_json, to_json
 
 # Set by the user, and numbers depend on them.
 ENVIRONMENT = (
@@ -148,8 +149,8 @@ def compare(options: argparse.Namespace) -> int:
     with progress.of_each(names) as report_of:
         for name in names:
             found = isolate.measure(name, arguments, options.timeout, report_of(name))
-            measured.append({**found, "asked_for": bool(asked_for)})
-    trained = training_check.right() if any(found.get("training") for found in measured) else None
+            measured.append(replace(found, asked_for=bool(asked_for)))
+    trained = training_check.right() if any(found.training for found in measured) else None
     results = merge(options.mode, known, measured, time.monotonic() - began, trained)
     drawn = figures.figures(results)
     page = html.page(results, drawn)
@@ -157,82 +158,36 @@ def compare(options: argparse.Namespace) -> int:
     console = Console()
     console = Console(width=min(console.width, 100) if console.is_terminal else 100)
     for table in tables.tables(results):
-        console.print(tables.renderable(table))
+        console.print(renderable(table))
     folder = options.out
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         files.replace(folder / "figures" / f"{name}.svg", figure.svg)
     files.replace(folder / "index.html", page)
-    files.replace(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    console.print(f"Written: {folder}/index.html, {folder}/results.json. {results['seconds']:.0f} s.", highlight=False)
-    for text in results["deviations"]:
-        console.print(f"{tables.BAD} {text}", style="bold red", highlight=False, markup=False)
-    if not results["deviations"]:
+    files.replace(folder / "results.json", json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
+    console.print(f"Written: {folder}/index.html, {folder}/results.json. {results.seconds:.0f} s.", highlight=False)
+    for text in results.deviations:
+        console.print(f"{BAD} {text}", style="bold red", highlight=False, markup=False)
+    if not results.deviations:
         console.print("Everything observed is as declared.", style="bold green")
-    return int(bool(results["deviations"]))
+    return int(bool(results.deviations))
 
 
 def merge(
-    mode: str,
-    known: dict[str, str],
-    measured: list[dict[str, Any]],
-    seconds: float,
-    trained: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What results.json holds. A change of meaning, or a field gone, is a new schema_version.
-
-    schema_version   2
-    mode             "quick", "default", "full" or "bench", in which nothing but the block "bench" was measured
-    provenance       name -> text: date, command, commit, cpu, platform, environment, ...
-    implementations  one object each, as `measure` prints it: name, status ("ok", "not run", "failed"), then either
-                     reason and install, or versions, settings, units, numerics, sizes, times, linear, programs,
-                     checkpoint, training, bench, recompiles, problems, seconds; asked_for: whether it was named on the
-                     command line
-      sizes, times   the dense stack: form, N, d, dtype, gradient, then counts and temp_bytes, or seconds
-      linear         run_seconds of its rolled gradient at several N, timed in turn; empty in a quick run
-      programs       the general stack, empty in a quick run: program (its name), form, unroll, remat, layer, N, d,
-                     dtype, carry_bytes (of one carry), captured, lowered, compiled, loops, temp_bytes
-      checkpoint     all-MiniLM-L6-v2 as one scan, null in a quick run: status ("ok" or "not run"), model, then
-                     reason and install, or sentences and tokens (how many), seconds, hidden (layer, ulps, numpy_ulps,
-                     allowed), embeddings (difference, cosine, allowed), pairs (one, other, similarity, reference),
-                     sizes (form, N, gradient, captured, lowered, compiled, loops)
-      training       a small language model, rolled, in float32; null in a quick run: status ("ok" or "not run"), then
-                     reason and install, or losses (before each step), weight_norms (of each layer, at the end), seconds
-      bench          stacks timed beside their limit and training steps beside what users do instead, one step in a
-                     default run, empty in a quick one: layer, N, sizes, batch (0 for a single vector), dtype, program
-                     ("forward", "gradient", "training step"), limit ("read": the weights once; "product": of the batch
-                     with as many numbers; null of a step), run_seconds (form -> seconds in each round; the forms are
-                     limit, which a step has not, rolled, unrolled, and names of alternatives), tries (how many times
-                     that was measured; the quietest is here), compile_seconds (form -> seconds from cold, and again; of
-                     some cases; of a step those of its gradient, once), skipped (form -> reason), weights_bytes,
-                     peak_bytes (what the process held at most while the rolled form ran, beside what it held before;
-                     null where not measured), load (the average before and after; null where there is none)
-    training         the same by NumPy: N, its sizes, float64 and float32 (losses and weight_norms each); null in a
-                     quick run
-    capabilities     names, rows of states and numbered notes: the declared matrix
-    deviations       everything observed that is not as declared; empty is exit status 0
-    seconds          the whole run
-    """
-    unmeasured = dict.fromkeys(NAMES, "not run") | {m["name"]: m["status"] for m in measured}
-    results: dict[str, Any] = {
-        "schema_version": 2,
-        "mode": mode,
-        "provenance": known,
-        "implementations": [_finite(found) for found in measured],
-        "training": trained,
-        "capabilities": capabilities.matrix({name: status for name, status in unmeasured.items() if status != "ok"}),
-        "seconds": round(seconds, 1),
-    }
-    return results | {"deviations": deviations.deviations(results)}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null, which the readers of the results take for "not finite"."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    mode: str, known: dict[str, str], measured: Sequence[Measured], seconds: float, trained: Trained | None = None
+) -> Results:
+    """The results of a run, with their verdict."""
+    unmeasured = dict.fromkeys(NAMES, "not run") | {one.name: one.status for one in measured}
+    matrix = capabilities.matrix({name: status for name, status in unmeasured.items() if status != "ok"})
+    results = Results(
+        mode=mode,
+        provenance=known,
+        implementations=tuple(measured),
+        training=trained,
+        capabilities=from_json(Capabilities, matrix),
+        seconds=round(seconds, 1),
+    )
+    return replace(results, deviations=tuple(deviations.deviations(results)))
 
 
 def provenance(options: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:

@@ -21,6 +21,10 @@ def times(value: float) -> str:
     return f"{value:.3g}×" if value < 1000 else f"{value:,.0f}×"
 
 
+def calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count:,} calls"
+
+
 def spread(value: Spread) -> str:
     text = f"{value.median:.3g}" if value.median < 1000 else f"{value.median:,.0f}"
     if value.high == value.low:  # one sample has no spread

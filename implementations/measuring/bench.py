@@ -9,12 +9,11 @@ write as much.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,40 +21,33 @@ import numpy as np
 from implementations import wording
 from implementations.interface import Apply, Array, Implementation
 from implementations.measuring.programs import leaves, rebuilt
-from implementations.measuring.timing import first_call, interleave, on_cpu, product, reader, timed_program
+from implementations.measuring.timing import first_call, interleave, on_cpu, peak_bytes, product, reader
 from implementations.results import bench_facts
-from implementations.results.bench_facts import LIMIT, RAW
-from implementations.results.summary import FORMS, PROGRAMS
+from implementations.results.bench_facts import RAW
+from implementations.results.records import FORMS, LIMIT, PROGRAMS, Case, Time
 from reference.cases import DTYPES, layer_carry, layer_params
 from reference.shapes import PARAMS
 
 TRIES = 3
 FEW_LAYERS = 8  # whose compilation says how long that of N takes
-SETTLE = 0.5  # seconds
 RATE = 0.001  # of the training step
 PEAK_BYTES = 2**28  # of weights, from which on the peak of the process is theirs
 
 
-class Case(NamedTuple):
-    layer: str
-    N: int
-    sizes: Mapping[str, int]
-    batch: int  # 0: a single vector
-    dtype: str
-    program: str  # "forward", "gradient" or "training step"
-
-
 def _dense(program: str, *shapes: tuple[int, int], batch: int = 0, dtype: str = "float32") -> list[Case]:
-    return [Case("dense", N, {"d": d}, batch, dtype, program) for d, N in shapes]
+    at = partial(Case, layer="dense", batch=batch, dtype=dtype, program=program)
+    return [at(N=N, sizes={"d": d}) for d, N in shapes]
 
 
 SHAPES = ((64, 256), (256, 64), (1024, 64))  # d, N: 4 and 16 MB of weights; 256 MB are beyond any last-level cache
 DEEP = (256, 512)
-MLP = Case("mlp", 64, {"d": 64, "f": 256}, 32, "float32", "forward")
-ENCODER = Case("transformer_encoder", 16, {"d": 64, "h": 4, "e": 16, "f": 256, "T": 32}, 2, "float32", "forward")
+_MLP = partial(Case, layer="mlp", N=64, sizes={"d": 64, "f": 256}, batch=32)
+_ENCODER = partial(
+    Case, layer="transformer_encoder", N=16, sizes={"d": 64, "h": 4, "e": 16, "f": 256, "T": 32}, batch=2
+)
 # Of a size where the products rule the time: about a million weights a layer, 128 rows for each of them.
 TRAINED = tuple(
-    Case(layer, 8, sizes, batch, "float32", "training step")
+    Case(layer=layer, N=8, sizes=sizes, batch=batch, program="training step")
     for layer, batch, sizes in (
         ("mlp", 128, {"d": 256, "f": 1024}),
         ("transformer_encoder", 2, {"d": 256, "h": 4, "e": 64, "f": 1024, "T": 64}),
@@ -71,7 +63,7 @@ CASES = (
     *_dense("gradient", *SHAPES, batch=32),
     *_dense("forward", *SHAPES, dtype="bfloat16"),
     *_dense("training step", *SHAPES[:2]),
-    *(case._replace(program=program) for case in (MLP, ENCODER) for program in ("forward", "gradient")),
+    *(case(program=program) for case in (_MLP, _ENCODER) for program in PROGRAMS),
 )
 
 
@@ -97,7 +89,7 @@ def steps(implementation: Implementation, cases: tuple[Case, ...]) -> int:
 
 def forms(implementation: Implementation, case: Case, mask: Array | None) -> dict[str, tuple[Any, Any]]:
     """Form -> (apply, compiler). What users do instead: of single vectors in float32, and of training steps."""
-    if _is_single(case):
+    if case.is_single:
         pair = implementation.scan_apply_layers, implementation.unroll_apply_layers
         chosen: dict[str, Any] = {
             form: (apply, implementation.compile) for form, apply in zip(FORMS, pair, strict=True)
@@ -108,7 +100,7 @@ def forms(implementation: Implementation, case: Case, mask: Array | None) -> dic
         return chosen
     layer = batched_dense if case.layer == "dense" else implementation.LAYERS[case.layer]
     stacks = implementation.LAYER_FORMS
-    if not is_step(case):
+    if not case.is_step:
         stacks = {form: (stacks[form][0], implementation.compile) for form in FORMS}
     return {form: (flat_stack(case, stack(layer), mask), compiler) for form, (stack, compiler) in stacks.items()}
 
@@ -125,29 +117,29 @@ def flat_stack(case: Case, stack: Callable[[Any, Any], Any], mask: Array | None)
 
 def measure_case(
     implementation: Implementation, case: Case, patience: float, budget: float, step: Callable[[str], None]
-) -> dict[str, Any]:
-    """One row of the block "bench"; budget: seconds of timing, all tries together."""
+) -> Time:
+    """The forms of one case, timed in turn; budget: seconds of timing, all tries together."""
     load = [_load()]
     posed = problem(implementation, case)
-    timed: dict[str, Callable[[], Any]] = {} if is_step(case) else {LIMIT: limit(implementation, case, posed)}
+    timed: dict[str, Callable[[], Any]] = {} if case.is_step else {LIMIT: limit(implementation, case, posed)}
     skipped: dict[str, str] = {}
-    compiled: dict[str, list[float]] = {}
+    compiled: dict[str, tuple[float, ...]] = {}
     gradients: dict[str, Callable[[], Any]] = {}
     chosen = forms(implementation, case, posed.mask)
     for form, (apply, compiler) in chosen.items():
-        step(f"bench: {form}, {bench_facts.name(case._asdict())}")
+        step(f"bench: {form}, {case.name}")
         seconds = 0.0
         with _noting(form, skipped):
             if form != "rolled" and compiler == implementation.compile and case.N > FEW_LAYERS:
                 seconds = estimated_seconds(implementation, case, form, patience)
         if seconds > patience:
             skipped[form] = f"would compile for about {wording.seconds(seconds)}"
-        elif is_step(case):
+        elif case.is_step:
             with _noting(form, skipped), implementation.cold():
-                gradients[form] = program(implementation, case._replace(program="gradient"), apply, compiler, posed)
-                compiled[form] = [first_call(gradients[form], implementation.wait)]
-        elif form in FORMS and (case.layer, case.dtype) == ("dense", "float32") and case.program in PROGRAMS.values():
-            compiled[form] = compile_seconds(implementation, case, apply, posed, 2)
+                gradients[form] = program(implementation, replace(case, program="gradient"), apply, compiler, posed)
+                compiled[form] = (first_call(gradients[form], implementation.wait),)
+        elif form in FORMS and (case.layer, case.dtype) == ("dense", "float32") and case.program in PROGRAMS:
+            compiled[form] = tuple(compile_seconds(implementation, case, apply, posed, 2))
     for form, (apply, compiler) in chosen.items():  # after all of the above, which empties JAX's caches
         if form not in skipped:
             known = gradients.get(form)
@@ -155,24 +147,23 @@ def measure_case(
             with _noting(form, skipped):
                 implementation.wait(made())
                 timed[form] = made
-    if is_step(case):  # so long that few rounds fit, and so steady that their quartiles tell
+    if case.is_step:  # so long that few rounds fit, and so steady that their quartiles tell
         run_seconds, tries = interleave(timed, budget, implementation.wait), 1
     else:
         run_seconds, tries = quietest(timed, implementation.wait, budget)
     weights_bytes = sum(array.nbytes for array in posed.weights)
-    peak = case.program in PROGRAMS.values() and weights_bytes >= PEAK_BYTES and on_cpu(implementation)
-    return {
-        **case._asdict(),
-        "sizes": dict(case.sizes),
-        "limit": None if is_step(case) else "read" if _is_single(case) else "product",
-        "run_seconds": run_seconds,
-        "tries": tries,
-        "compile_seconds": compiled,
-        "skipped": skipped,
-        "weights_bytes": weights_bytes,
-        "peak_bytes": peak_bytes(lambda: implementation.wait(timed["rolled"]())) if peak else None,
-        "load": [*load, _load()],
-    }
+    peak = case.program in PROGRAMS and weights_bytes >= PEAK_BYTES and on_cpu(implementation)
+    return Time(
+        **vars(case),
+        limit=None if case.is_step else "read" if case.is_single else "product",
+        run_seconds=run_seconds,
+        tries=tries,
+        compile_seconds=compiled,
+        skipped=skipped,
+        weights_bytes=weights_bytes,
+        peak_bytes=peak_bytes(lambda: implementation.wait(timed["rolled"]())) if peak else None,
+        load=(*load, _load()),
+    )
 
 
 @contextlib.contextmanager
@@ -216,9 +207,9 @@ def problem(implementation: Implementation, case: Case) -> Problem:
 
 def limit(implementation: Implementation, case: Case, posed: Problem) -> Callable[[], Any]:
     """Reading the weights once, or one product of the whole batch with as many numbers."""
-    if _is_single(case):
+    if case.is_single:
         return reader(implementation, posed.params[0])
-    _, d = bench_facts.width(case.sizes)
+    _, d = case.width
     flat = np.concatenate([array.reshape(-1) for array in posed.weights])
     rng = np.random.default_rng(case.N)
     rows = rng.standard_normal((implementation.to_numpy(posed.x).size // d, d)).astype(flat.dtype)
@@ -228,12 +219,15 @@ def limit(implementation: Implementation, case: Case, posed: Problem) -> Callabl
 def program(
     implementation: Implementation, case: Case, apply: Apply, compiler: Any, posed: Problem
 ) -> Callable[[], Any]:
-    """One call, compiled as its form is."""
-    if case.program == "forward":
-        return partial(timed_program(implementation, apply, compiler, False), *posed.params, posed.x)
-    gradient = timed_program(implementation, apply, compiler, True)
-    called = partial(gradient, *posed.params, posed.x, posed.cotangent)
-    return called if case.program == "gradient" else train(posed, called)
+    """One call, compiled as its form is; compiler None: `apply` is compiled already."""
+    backward = case.program != "forward"
+    if backward and compiler == implementation.compile:
+        run = implementation.compile_gradient(apply)
+    else:
+        run = compiler(apply) if compiler else apply
+        run = implementation.gradient(run) if backward else run
+    call = partial(run, *posed.params, posed.x, *([posed.cotangent] if backward else ()))
+    return train(posed, call) if case.program == "training step" else call
 
 
 def update(*arrays: Array) -> tuple[Array, ...]:
@@ -264,7 +258,7 @@ def estimated_seconds(implementation: Implementation, case: Case, form: str, pat
     where it seems to take too long, what 8 layers more add to it decides."""
 
     def at(N: int) -> float:
-        few = problem(implementation, fewer := case._replace(N=N))
+        few = problem(implementation, fewer := replace(case, N=N))
         return compile_seconds(implementation, fewer, forms(implementation, fewer, few.mask)[form][0], few)[0]
 
     seconds = at(FEW_LAYERS)
@@ -276,10 +270,10 @@ def estimated_seconds(implementation: Implementation, case: Case, form: str, pat
 
 def quietest(
     timed: dict[str, Callable[[], Any]], wait: Callable[[Any], Any], budget: float
-) -> tuple[dict[str, list[float]], int]:
+) -> tuple[dict[str, tuple[float, ...]], int]:
     """Seconds of each call in the try with the least noise, and how many tries there were: no more than are needed for
     every form to be a figure, or than there is time for."""
-    found: list[dict[str, list[float]]] = []
+    found: list[dict[str, tuple[float, ...]]] = []
     start = time.perf_counter()
     while len(found) < TRIES and (not found or time.perf_counter() - start < budget):
         found.append(interleave(timed, budget / TRIES, wait))
@@ -288,39 +282,5 @@ def quietest(
     return min(found, key=bench_facts.noisiest), len(found)
 
 
-def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """What the process holds at most while `run` runs, beside what it held before; None where that is not to be known.
-
-    `run` has run before: what is compiled and kept is held already.
-    """
-    try:
-        gc.collect()
-        time.sleep(SETTLE)  # JAX frees a result some time after it is dropped
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = _status()["VmRSS"]
-        run()
-        return _status()["VmHWM"] - before
-    except (OSError, KeyError):
-        return None
-
-
-def _status() -> dict[str, int]:
-    def lines() -> Iterator[tuple[str, int]]:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if value.endswith(" kB"):
-                yield name, 1024 * int(value.split()[0])
-
-    return dict(lines())
-
-
 def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def is_step(case: Case) -> bool:
-    return bench_facts.is_step(case._asdict())
-
-
-def _is_single(case: Case) -> bool:
-    return case.layer == "dense" and not case.batch

@@ -16,21 +16,23 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import IO, Any
 
 from implementations import ROOT
 from implementations.progress import Report
+from implementations.results.records import Measured, from_json
 
 
-def measure(name: str, arguments: Sequence[str], timeout: float, tell: Report) -> dict[str, Any]:
+def measure(name: str, arguments: Sequence[str], timeout: float, tell: Report) -> Measured:
     """The result that `implementations.measuring.measure` prints for implementation `name`."""
     return run(name, [sys.executable, "-m", "implementations.measuring.measure", name, *arguments], timeout, tell)
 
 
-def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> dict[str, Any]:
+def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> Measured:
     """The result that `command` prints; what goes wrong there becomes its status and reason."""
-    result: dict[str, Any] | None = None
-    done, total = 0, 1
+    result: Measured | None = None
+    wrong, done, total = "", 0, 1
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C reaches this process alone, and what the child has started can be ended with it.
         process = subprocess.Popen(
@@ -50,23 +52,27 @@ def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> dict
                 if event["event"] == "progress":
                     done, total = int(event["done"]), int(event["total"])
                     tell(done, total, str(event["what"]))
-                elif event["event"] == "result" and isinstance(event.get("result"), dict):
-                    result = event["result"]
+                elif event["event"] == "result":
+                    try:
+                        result = from_json(Measured, event.get("result"))
+                    except ValueError as error:
+                        wrong = f"its result is not what is expected: {error}"
                     break  # what the child has started may keep its end of the pipe open
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10 if result else None)
         finally:
             clock.cancel()
             _end(process)
-        if result is not None and result.get("name") == name and result.get("status") in ("ok", "not run", "failed"):
+        if result and result.name == name:
             if process.returncode < 0 and process.returncode != -signal.SIGTERM:
                 text = f"ended by signal {signal.Signals(-process.returncode).name} after its result"
-                result["problems"] = [*result.get("problems", ()), text]
-            tell(total, total, result["status"])
+                result = replace(result, problems=(*result.problems, text))
+            tell(total, total, result.status)
             return result
         tell(done, total, "failed")
         ended = f"given up after {timeout:g} s" if late.is_set() else f"exit status {process.returncode}, no result"
-        return {"name": name, "status": "failed", "reason": f"{_tail(log)}\n{ended}".strip()}
+        ended = wrong or ended
+        return Measured(name=name, status="failed", reason=f"{_tail(log)}\n{ended}".strip())
 
 
 def _events(lines: IO[str]) -> Iterator[dict[str, Any]]:

@@ -10,8 +10,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,74 +20,40 @@ from implementations import REQUIRES, load
 from implementations.environment import pin
 from implementations.interface import Implementation
 from implementations.measuring import bench, programs, training_check
-from implementations.measuring.bench import Case
-from implementations.measuring.timing import interleave, reader, timed_program
+from implementations.measuring.modes import MODES, Mode
+from implementations.measuring.timing import interleave
 from implementations.minilm import checkpoint_check
-from reference.cases import DTYPES, NAMES, case
+from implementations.results.records import (
+    DENSE,
+    FORMS,
+    LIMIT,
+    Case,
+    Comparison,
+    Measured,
+    Recompiles,
+    Size,
+    Time,
+    to_json,
+)
+from reference.cases import case
 from reference.error_bound import MAX_RATIO, sharp_sd, worst_ratio
 from reference.stack import oracle
 
 D = 64  # width of the sized and timed stacks: from 1000 elements a stacked array is never taken for a constant
 REPEAT_SECONDS = 2.0
-DEPTHS = (1, 2, 4, 16, 64, 256, 1024)
 RECOMPILE_DEPTHS = (0, 1, 2, 3, 8, 64)
 # Programs for RECOMPILE_DEPTHS: JAX one a depth; torch one for 0, one for 1 and one for all others; TF one.
 PROGRAMS = {"jax_scan": 6, "torch_compile": 2, "tf_while": 1}
+Step = Callable[[str], None]
 
 
-class Mode(NamedTuple):
-    rolled: tuple[int, ...]  # depths N
-    unrolled: tuple[int, ...]
-    alternatives: tuple[int, ...]
-    cases: dict[str, tuple[str, ...]]  # dtype -> names
-    rolled_gradients: tuple[int, ...]
-    unrolled_gradients: tuple[int, ...]
-    alternative_gradients: bool
-    patience: float  # seconds: a form is not tried deeper once a compilation has taken longer
-    compilations: int  # timed ones: of the rolled form, and of the unrolled one until they take REPEAT_SECONDS together
-    run_seconds: float  # spent on run time at each depth
-    programs: dict[str, tuple[str, ...]]  # of the general stack: layer -> names
-    linear: tuple[int, ...] = ()  # depths at which the gradient is timed in turn
-    program_depths: tuple[int, ...] = ()
-    stepped: tuple[int, ...] = ()  # more of them for several layers a step, where the remainder counts
-    twins: tuple[int, ...] = ()  # depths of the unrolled form of the general stack
-    checkpoint: bool = False  # a trained network, on sentences
-    training: bool = False  # of a small language model
-    slow: bool = False  # both in torch too, where a gradient of these takes ten seconds and more to compile
-    bench: tuple[Case, ...] = ()  # timed beside their limit, or beside what users do instead
-    bench_seconds: float = 15.0  # of timing a case, all tries together
-
-
-FEW = ("orthogonal_1024x16", "permutation_1001x16")  # of one width: each one compiles for seconds in torch
-# A program of the general stack compiles for 5 to 40 s in torch: the default run has those of the dense layer that are
-# fastest; the full run has all of `mlp`, which keeps more than its carry, so that the choices of remat differ.
-DENSE = (
-    *("gradient", "vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers"),
-    f"gradient, remat={programs.K}",
-)
-MODES = {
-    "quick": Mode((4, 1024), (4, 16), (), {"float32": FEW}, (), (), False, 5, 1, 0.3, {}),
-    "default": Mode(
-        (4, 64, 1024), (4, 64), (64,), {"float32": NAMES, "float64": FEW, "bfloat16": FEW}, (4, 1024), (2, 4),
-        False, 10, 1, 0.5, {"dense": DENSE}, linear=(256, 1024), program_depths=(23, 255),
-        checkpoint=True, training=True, bench=bench.TRAINED[:1], bench_seconds=8.0,
-    ),
-    "full": Mode(
-        DEPTHS, DEPTHS, DEPTHS[1:], dict.fromkeys(DTYPES, NAMES), DEPTHS, DEPTHS, True,
-        20, 3, 2.0, {"mlp": programs.NAMES}, linear=(256, 1024), program_depths=(23, 511), stepped=(64,),
-        twins=(2, 4, 16), checkpoint=True, training=True, slow=True, bench=bench.CASES,
-    ),
-    "bench": Mode((), (), (), {}, (), (), False, 60, 0, 0, {}, bench=bench.CASES),
-}  # fmt: skip
-
-
-def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
-    """Everything about one implementation, as plain data."""
+def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) -> Measured:
+    """Everything about one implementation."""
     start = time.perf_counter()
     implementation = load(name)
     groups = [
-        *((False, N) for N in sorted({*mode.rolled, *mode.unrolled, *mode.alternatives})),
-        *((True, N) for N in sorted({*mode.rolled_gradients, *mode.unrolled_gradients})),
+        *(("forward", N) for N in sorted({*mode.rolled, *mode.unrolled, *mode.alternatives})),
+        *(("gradient", N) for N in sorted({*mode.rolled_gradients, *mode.unrolled_gradients})),
     ]
     general = general_programs(implementation, mode)
     counted = bool(mode.rolled)  # nothing but the bench is asked for otherwise
@@ -102,45 +69,34 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
         progress(done, total, what)
         done += 1
 
-    recompiles = []
-    if counted:
-        step("programs compiled")
-        compiled = count_programs(implementation)  # first: nothing else has been compiled yet
-        what, ok = f"N = {', '.join(map(str, RECOMPILE_DEPTHS))}, called as it stands", compiled == PROGRAMS[name]
-        recompiles.append({"what": what, "programs": compiled, "declared": PROGRAMS[name], "ok": ok})
-    numerics = list(check_numerics(implementation, mode, step))
-    sizes: list[dict[str, Any]] = []
-    times: list[dict[str, Any]] = []
-    given_up: set[tuple[bool, str]] = set()
+    def general_size(program: programs.Program, N: int) -> Size:
+        step(f"{program.of.name} N={N}")
+        return programs.size(implementation, program, N)
+
+    # first: nothing else has been compiled yet
+    recompiles = [count_programs(implementation, PROGRAMS[name], step)] if counted else []
+    numerics = tuple(check_numerics(implementation, mode, step))
+    given_up: set[tuple[str, str]] = set()
     implementation.compile_seconds(implementation.scan_apply_layers, *problem(implementation, 4)[:2])  # warm up
-    for gradient, N in groups:
-        measure_depth(implementation, mode, gradient, N, given_up, sizes, times, step)
-    linear = measure_linear(implementation, mode, step)
-    general_sizes = []
-    for program, N in general:
-        step(f"{program.name} N={N}")
-        general_sizes.append(programs.size(implementation, program, N))
-    checkpoint = checkpoint_check.check(implementation, slow, step) if mode.checkpoint else None
-    training = training_check.check(implementation, slow, step) if mode.training else None
-    benched = [bench.measure_case(implementation, case, mode.patience, mode.bench_seconds, step) for case in mode.bench]
-    return {
-        "name": name,
-        "status": "ok",
-        "versions": implementation.versions(),
-        "settings": implementation.settings(),
-        "units": dict(implementation.UNITS),
-        "numerics": numerics,
-        "sizes": sizes,
-        "times": times,
-        "linear": linear,
-        "programs": general_sizes,
-        "checkpoint": checkpoint,
-        "training": training,
-        "bench": benched,
-        "recompiles": recompiles,
-        "seconds": time.perf_counter() - start,
-        "problems": [],
-    }
+    depths = [measure_depth(implementation, mode, *group, given_up, step) for group in groups]
+    return Measured(
+        name=name,
+        recompiles=tuple(recompiles),
+        numerics=numerics,
+        sizes=tuple(size for sizes, _ in depths for size in sizes),
+        times=tuple(times for _, times in depths),
+        linear=measure_linear(implementation, mode, step),
+        programs=tuple(general_size(*each) for each in general),
+        checkpoint=checkpoint_check.check(implementation, slow, step) if mode.checkpoint else None,
+        training=training_check.check(implementation, slow, step) if mode.training else None,
+        bench=tuple(
+            bench.measure_case(implementation, case, mode.patience, mode.bench_seconds, step) for case in mode.bench
+        ),
+        versions=implementation.versions(),
+        settings=implementation.settings(),
+        units=dict(implementation.UNITS),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def general_programs(implementation: Implementation, mode: Mode) -> list[tuple[programs.Program, int]]:
@@ -148,14 +104,16 @@ def general_programs(implementation: Implementation, mode: Mode) -> list[tuple[p
     chosen = []
     for layer, names in mode.programs.items():
         for program in programs.programs(implementation, layer):
-            depths = {*mode.program_depths, *(mode.stepped if max(program.unroll, program.remat) > 1 else ())}
-            depths = set(mode.twins) if program.form == "unrolled" else depths
-            chosen += [(program, N) for N in sorted(depths) if program.name in names]
+            stepped = max(program.of.unroll, program.of.remat) > 1
+            depths = {*mode.program_depths, *(mode.stepped if stepped else ())}
+            depths = set(mode.twins) if program.of.form == "unrolled" else depths
+            chosen += [(program, N) for N in sorted(depths) if program.of.name in names]
     return chosen
 
 
-def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) -> dict[str, tuple[Any, Any]]:
+def forms(implementation: Implementation, mode: Mode, program: str, N: int) -> dict[str, tuple[Any, Any]]:
     """Form -> (apply, compiler) of what is measured at depth N. Gradients of alternatives are for the full run."""
+    gradient = program == "gradient"
     chosen: dict[str, tuple[Any, Any]] = {}
     if N in (mode.rolled_gradients if gradient else mode.rolled):
         chosen["rolled"] = implementation.scan_apply_layers, implementation.compile
@@ -166,112 +124,124 @@ def forms(implementation: Implementation, mode: Mode, gradient: bool, N: int) ->
     return chosen
 
 
-def count_programs(implementation: Implementation) -> int:
+def count_programs(implementation: Implementation, declared: int, step: Step) -> Recompiles:
+    step("programs compiled")
     before = implementation.program_count()
     for N in RECOMPILE_DEPTHS * 2:
         implementation.scan_apply_layers(*problem(implementation, N)[:2])
-    return implementation.program_count() - before
+    return Recompiles(
+        what=f"N = {', '.join(map(str, RECOMPILE_DEPTHS))}, called as it stands",
+        programs=implementation.program_count() - before,
+        declared=declared,
+    )
 
 
-def check_numerics(implementation: Implementation, mode: Mode, step: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def check_numerics(implementation: Implementation, mode: Mode, step: Step) -> Iterator[Comparison]:
     """Error over what `reference/error_bound.py` allows, for each case, dtype and result; exact cases must be equal."""
     run = implementation.gradient(implementation.scan_apply_layers)
-    for dtype, names in mode.cases.items():
-        for name in names:
-            step(f"{name} {dtype}")
-            posed = case(name, dtype)
-            actual = run(*(implementation.from_numpy(array) for array in posed.inputs))
-            sd = sharp_sd(*posed.inputs, dtype)
-            for quantity, got, want in zip(("y", "dweights", "dx"), actual, oracle(*posed.inputs), strict=True):
-                array = implementation.to_numpy(got)
-                ratio = worst_ratio(array, want, np.zeros_like(want) if posed.exact else getattr(sd, quantity))
-                allowed = 0.0 if posed.exact else MAX_RATIO
-                row = {"case": name, "dtype": dtype, "N": len(posed.weights), "d": len(posed.x), "quantity": quantity}
-                ok = ratio <= allowed and array.dtype == posed.x.dtype
-                yield row | {"ratio": ratio, "allowed": allowed, "exact": posed.exact, "ok": ok}
+    for dtype, name in ((dtype, name) for dtype, names in mode.cases.items() for name in names):
+        step(f"{name} {dtype}")
+        posed = case(name, dtype)
+        actual = run(*(implementation.from_numpy(array) for array in posed.inputs))
+        sd = sharp_sd(*posed.inputs, dtype)
+        for quantity, got, want in zip(("y", "dweights", "dx"), actual, oracle(*posed.inputs), strict=True):
+            array = implementation.to_numpy(got)
+            ratio = worst_ratio(array, want, np.zeros_like(want) if posed.exact else getattr(sd, quantity))
+            allowed = 0.0 if posed.exact else MAX_RATIO
+            yield Comparison(
+                case=name,
+                dtype=dtype,
+                N=len(posed.weights),
+                d=len(posed.x),
+                quantity=quantity,
+                ratio=ratio,
+                allowed=allowed,
+                exact=posed.exact,
+                ok=bool(ratio <= allowed and array.dtype == posed.x.dtype),
+            )
 
 
 def measure_depth(
-    implementation: Implementation,
-    mode: Mode,
-    gradient: bool,
-    N: int,
-    given_up: set[tuple[bool, str]],
-    sizes: list[dict[str, Any]],
-    times: list[dict[str, Any]],
-    step: Callable[[str], None],
-) -> None:
-    """Graph size, memory, compile time and run time of each form at one depth; appends to sizes and times."""
-    weights, x, cotangent = problem(implementation, N)
-    args, extra = ((weights, x, cotangent), {"cotangent": cotangent}) if gradient else ((weights, x), {})
-    programs: dict[str, Callable[[], Any]] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for form, (apply, compiler) in forms(implementation, mode, gradient, N).items():
+    implementation: Implementation, mode: Mode, program: str, N: int, given_up: set[tuple[str, str]], step: Step
+) -> tuple[list[Size], Time]:
+    """Graph size, memory, compile time and run time of each form at one depth; adds to what is given up."""
+    case, gradient = dense(program, N), program == "gradient"
+    posed = bench.problem(implementation, case)
+    sizes: list[Size] = []
+    compiled: dict[str, tuple[float, ...]] = {}
+    runs: dict[str, Callable[[], Any]] = {}
+    for form, (apply, compiler) in forms(implementation, mode, program, N).items():
         step(f"{form} N={N}" + (" gradient" if gradient else ""))
-        if (gradient, form) in given_up:
+        if (program, form) in given_up:
             continue
-        at = {"form": form, "N": N, "d": D, "dtype": "float32", "gradient": gradient}
         seconds: list[float] = []
-        again = mode.compilations if form in ("rolled", "unrolled") else 1
+        again = mode.compilations if form in FORMS else 1
         while compiler == implementation.compile and len(seconds) < again:
-            seconds += implementation.compile_seconds(apply, weights, x, **extra)
+            seconds += bench.compile_seconds(implementation, case, apply, posed)
             if form != "rolled" and sum(seconds) >= REPEAT_SECONDS:
                 break
         if seconds or isinstance(compiler, partial):  # with other options: counted, but not timed
             start = time.perf_counter()
-            # torch has to build and run for it; and for the gradient of its own loop, whose sizes a run alone tells
-            memory = gradient or form in ("rolled", "unrolled")
-            sizes.append(at | implementation.graph_size(apply, weights, x, memory=memory, **extra))
+            counts = implementation.graph_size(
+                apply,
+                *posed.params,
+                posed.x,
+                cotangent=posed.cotangent if gradient else None,
+                # torch has to build and run for it; and for the gradient of its own loop, whose sizes a run alone tells
+                memory=gradient or form in FORMS,
+            )
+            of = Size(program=program, layer=DENSE, form=form, d=D, carry_bytes=4 * D)
+            sizes.append(of.counted(N, counts))
             if min(seconds, default=time.perf_counter() - start) > mode.patience:
-                given_up.add((gradient, form))
-        rows[form] = at | {"compile_seconds": seconds}
-        programs[form] = partial(timed_program(implementation, apply, compiler, gradient), *args)
-    programs["read"] = reader(implementation, weights)
-    run_seconds = interleave(programs, mode.run_seconds, implementation.wait)
-    times += [
-        row | {"run_seconds": run_seconds[form], "read_seconds": run_seconds["read"]} for form, row in rows.items()
-    ]
+                given_up.add((program, form))
+        if seconds:
+            compiled[form] = tuple(seconds)
+        runs[form] = bench.program(implementation, case, apply, compiler, posed)
+    runs[LIMIT] = bench.limit(implementation, case, posed)
+    run_seconds = interleave(runs, mode.run_seconds, implementation.wait)
+    return sizes, Time(**vars(case), limit="read", run_seconds=run_seconds, compile_seconds=compiled)
 
 
-def measure_linear(implementation: Implementation, mode: Mode, step: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure_linear(implementation: Implementation, mode: Mode, step: Step) -> tuple[Time, ...]:
     """The gradient of the rolled stack at several depths in turn, one program each: what N does to its run time."""
-    runs: dict[str, Callable[[], Any]] = {}
+    rolled = implementation.scan_apply_layers, implementation.compile
+    runs: dict[int, Callable[[], Any]] = {}
     for N in mode.linear:
         step(f"rolled N={N} gradient, in turn")
-        run = implementation.compile_gradient(implementation.scan_apply_layers)
-        runs[str(N)] = partial(run, *problem(implementation, N))
+        case = dense("gradient", N)
+        runs[N] = bench.program(implementation, case, *rolled, bench.problem(implementation, case))
     seconds = interleave(runs, mode.run_seconds * len(runs), implementation.wait) if runs else {}
-    at = {"form": "rolled", "d": D, "dtype": "float32", "gradient": True}
-    return [at | {"N": N, "run_seconds": seconds[str(N)]} for N in mode.linear]
+    return tuple(Time(**vars(dense("gradient", N)), run_seconds={"rolled": own}) for N, own in seconds.items())
+
+
+def dense(program: str, N: int) -> Case:
+    return Case(layer="dense", N=N, sizes={"d": D}, program=program)
 
 
 def problem(implementation: Implementation, N: int) -> tuple[Any, Any, Any]:
-    """Gaussian weights [N, D, D], x [D], cotangent [D] in float32: nothing grows out of range."""
-    rng = np.random.default_rng(N)
-    arrays = rng.standard_normal((N, D, D)) / np.sqrt(D), rng.standard_normal(D), rng.standard_normal(D)
-    weights, x, cotangent = (implementation.from_numpy(array.astype(np.float32)) for array in arrays)
-    return weights, x, cotangent
+    """Weights [N, D, D], x [D] and cotangent [D] in float32."""
+    posed = bench.problem(implementation, dense("gradient", N))
+    return posed.params[0], posed.x, posed.cotangent
+
+
+def narrowed(mode: Mode, depths: tuple[int, ...], layers: list[str]) -> Mode:
+    """The mode at other depths of the dense stack, its bench of these layers only; all of it where none are given."""
+    if layers:
+        mode = replace(mode, bench=tuple(case for case in mode.bench if case.layer in layers))
+    if depths:
+        mode = replace(mode, rolled=depths, unrolled=depths, alternatives=depths)
+        if mode.rolled_gradients:
+            mode = replace(mode, rolled_gradients=depths, unrolled_gradients=depths)
+    return mode
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--mode", choices=MODES, default="default")
-    parser.add_argument("--depths", type=lambda text: tuple(map(int, text.split(","))), help="comma-separated")
-    parser.add_argument("--layers", type=lambda text: text.split(","), help="of the bench, comma-separated")
+    parser.add_argument("--depths", type=lambda text: tuple(map(int, text.split(","))), default=())
+    parser.add_argument("--layers", type=lambda text: text.split(","), default=[], help="of the bench")
     arguments = parser.parse_args()
-    mode = MODES[arguments.mode]
-    if arguments.layers:
-        mode = mode._replace(bench=tuple(case for case in mode.bench if case.layer in arguments.layers))
-    if arguments.depths:
-        kinds = (
-            "rolled",
-            "unrolled",
-            "alternatives",
-            *(("rolled_gradients", "unrolled_gradients") if mode.rolled_gradients else ()),
-        )
-        asked = dict.fromkeys(kinds, arguments.depths)
-        mode = mode._replace(**asked)
     pin()
 
     def say(**event: Any) -> None:
@@ -281,13 +251,13 @@ def main() -> None:
         say(event="progress", done=done, total=total, what=what)
 
     try:
-        result = measure(arguments.name, mode, progress)
+        result = measure(arguments.name, narrowed(MODES[arguments.mode], arguments.depths, arguments.layers), progress)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != REQUIRES[arguments.name]:
             raise
         reason, _, install = str(error).partition(": ")
-        result = {"name": arguments.name, "status": "not run", "reason": reason, "install": install}
-    say(event="result", result=result)
+        result = Measured(name=arguments.name, status="not run", reason=reason, install=install)
+    say(event="result", result=to_json(result))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from implementations.interface import Array, Implementation, Tree
+from implementations.results.records import Size
 
 D, F, B = 64, 128, 2  # width, hidden width, batch
 K = 4  # layers a step (unroll) or a group (remat)
@@ -23,7 +25,6 @@ PARAMS: dict[str, Tree] = {
         "up": {"bias": (F,), "w": (D, F)},
     },
 }
-CARRY_BYTES = 4 * D
 NAMES = (
     "forward", "gradient", "vjp_layers", "jvp_layers", "vmap_layers", "vmap_vjp_layers", "hvp_layers",
     "gradient, remat=True", f"gradient, remat={K}", f"gradient, unroll={K}", "gradient, unrolled",
@@ -31,14 +32,9 @@ NAMES = (
 
 
 class Program(NamedTuple):
-    name: str
-    layer: str
+    of: Size  # without N and counts; of a "gradient" that program is measured, by the framework's ordinary reverse mode
     apply: Callable[..., Any]  # of `inputs`, flat
     inputs: tuple[str, ...]
-    gradient: bool = False  # measured: its gradient program, by the framework's ordinary reverse mode
-    unroll: int = 1
-    remat: bool | int = False
-    form: str = "rolled"
 
 
 def programs(implementation: Implementation, of: str) -> list[Program]:
@@ -73,29 +69,29 @@ def programs(implementation: Implementation, of: str) -> list[Program]:
         *stack, cotangent = flat
         return leaves(implementation.vmap_vjp_layers(layer, *split(stack), cotangents=(cotangent, None)))
 
+    at = partial(Size, layer=of, d=D, carry_bytes=4 * D)
     return [
-        Program("forward", of, forward(), stack),
-        Program("gradient", of, forward(), stack, gradient=True),
-        Program("vjp_layers", of, vjp, (*stack, "cotangent")),
-        Program("jvp_layers", of, jvp, stack * 2),
-        Program("vmap_layers", of, vmap, ("params", "inits")),
-        Program("vmap_vjp_layers", of, vmap_vjp, ("params", "inits", "cotangents")),
-        Program("hvp_layers", of, hvp, stack * 2),
-        Program("gradient, remat=True", of, forward(remat=True), stack, gradient=True, remat=True),
-        Program(f"gradient, remat={K}", of, forward(remat=K), stack, gradient=True, remat=K),
-        Program(f"gradient, unroll={K}", of, forward(unroll=K), stack, gradient=True, unroll=K),
-        Program("gradient, unrolled", of, unrolled, stack, gradient=True, form="unrolled"),
+        Program(at(program="forward"), forward(), stack),
+        Program(at(program="gradient"), forward(), stack),
+        Program(at(program="vjp_layers"), vjp, (*stack, "cotangent")),
+        Program(at(program="jvp_layers"), jvp, stack * 2),
+        Program(at(program="vmap_layers"), vmap, ("params", "inits")),
+        Program(at(program="vmap_vjp_layers"), vmap_vjp, ("params", "inits", "cotangents")),
+        Program(at(program="hvp_layers"), hvp, stack * 2),
+        Program(at(program="gradient", remat=True), forward(remat=True), stack),
+        Program(at(program="gradient", remat=K), forward(remat=K), stack),
+        Program(at(program="gradient", unroll=K), forward(unroll=K), stack),
+        Program(at(program="gradient", form="unrolled"), unrolled, stack),
     ]
 
 
-def size(implementation: Implementation, program: Program, N: int) -> dict[str, Any]:
-    """One record of the block "programs"."""
-    flat = [implementation.from_numpy(array) for array in arrays(program.layer, program.inputs, N)]
-    cotangent = implementation.from_numpy(next(arrays(program.layer, ("cotangent",), N))) if program.gradient else None
-    at = {"program": program.name, "form": program.form, "unroll": program.unroll, "remat": program.remat}
-    at |= {"layer": program.layer, "N": N, "d": D, "dtype": "float32", "carry_bytes": CARRY_BYTES}
+def size(implementation: Implementation, program: Program, N: int) -> Size:
+    """The program, counted at N."""
+    of, gradient = program.of, program.of.program == "gradient"
+    flat = [implementation.from_numpy(array) for array in arrays(of.layer, program.inputs, N)]
+    cotangent = implementation.from_numpy(next(arrays(of.layer, ("cotangent",), N))) if gradient else None
     # memory is of interest where remat and unroll change it, and takes torch most of the time
-    return at | implementation.graph_size(program.apply, *flat, cotangent=cotangent, memory=program.gradient)
+    return of.counted(N, implementation.graph_size(program.apply, *flat, cotangent=cotangent, memory=gradient))
 
 
 def arrays(layer: str, inputs: tuple[str, ...], N: int) -> Iterator[np.ndarray]:

@@ -1,39 +1,35 @@
-"""How programs are timed: side by side in rounds, beside reading their weights."""
+"""How programs are timed: side by side in rounds, beside reading their weights; and the peak of the process."""
 
 from __future__ import annotations
 
+import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from implementations.interface import Array, Implementation
 
+SETTLE = 0.5  # seconds
+Name = TypeVar("Name")
 _READERS = ThreadPoolExecutor(2)
 
 
-def timed_program(implementation: Implementation, apply: Any, compiler: Any, gradient: bool) -> Callable[..., Any]:
-    """`apply`, compiled as its form is, or its gradient; compiler None: `apply` is compiled already."""
-    if gradient and compiler == implementation.compile:
-        return implementation.compile_gradient(apply)
-    compiled = compiler(apply) if compiler else apply
-    return implementation.gradient(compiled) if gradient else compiled
-
-
 def interleave(
-    programs: dict[str, Callable[[], Any]], budget: float, wait: Callable[[Any], Any]
-) -> dict[str, list[float]]:
+    programs: dict[Name, Callable[[], Any]], budget: float, wait: Callable[[Any], Any]
+) -> dict[Name, tuple[float, ...]]:
     """Seconds of each call: every program once a round, so that what slows the machine slows all of them.
 
     In another order each round: the same program may take half as long again behind one that leaves its threads awake
     or other data in the caches.
     """
     order = random.Random(0)
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[Name, list[float]] = {name: [] for name in programs}
     for program in programs.values():  # compiles, and fills the caches
         wait(program())
         wait(program())
@@ -45,7 +41,7 @@ def interleave(
             start = time.perf_counter()
             wait(program())
             seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return {name: tuple(own) for name, own in seconds.items()}
 
 
 def first_call(run: Callable[[], Any], wait: Callable[[Any], Any]) -> float:
@@ -88,3 +84,29 @@ def product(implementation: Implementation, rows: np.ndarray, weights: np.ndarra
 
 def on_cpu(implementation: Implementation) -> bool:
     return implementation.settings()["device"] == "cpu"
+
+
+def peak_bytes(run: Callable[[], Any]) -> int | None:
+    """What the process holds at most while `run` runs, beside what it held before; None where that is not to be known.
+
+    `run` has run before: what is compiled and kept is held already.
+    """
+    try:
+        gc.collect()
+        time.sleep(SETTLE)  # JAX frees a result some time after it is dropped
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _status()["VmRSS"]
+        run()
+        return _status()["VmHWM"] - before
+    except (OSError, KeyError):
+        return None
+
+
+def _status() -> dict[str, int]:
+    def lines() -> Iterator[tuple[str, int]]:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if value.endswith(" kB"):
+                yield name, 1024 * int(value.split()[0])
+
+    return dict(lines())

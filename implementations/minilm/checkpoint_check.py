@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from implementations.interface import Implementation, Tree
 from implementations.minilm import model
 from implementations.minilm.sentences import PAIRS, SENTENCES
+from implementations.results.records import PROGRAMS, Checkpoint, Embeddings, Hidden, Pair, Size
 from reference.error_bound import FLOOR, MULTIPLE, ulps
 from reference.layers import Array, transformer_encoder
 from reference.stack import run_layers, tree_map
@@ -90,7 +93,7 @@ def hidden_states(implementation: Implementation) -> Callable[[Array, Array], Ar
 
 def compare(
     hidden: Array, sentences: tuple[str, ...] = SENTENCES, pairs: Sequence[tuple[int, int]] = PAIRS
-) -> dict[str, Any]:
+) -> Checkpoint:
     """Hidden states [N, B, T, d] in float32, and the embeddings made of them, beside what is right.
 
     Errors are in ulps of the largest number of a layer, for which `reference/error_bound.py` says what is allowed.
@@ -98,33 +101,35 @@ def compare(
     known = right(sentences)
     if hidden.shape != known.hidden.shape or hidden.dtype != np.float32:
         raise ValueError(f"hidden states: expected float32{[*known.hidden.shape]}, got {hidden.dtype}{[*hidden.shape]}")
-    layers = [
-        {
-            "layer": i,
-            "ulps": ulps(exact[known.mask], actual[known.mask]),
-            "numpy_ulps": near,
-            "allowed": max(MULTIPLE * near, FLOOR),
-        }
-        for i, (exact, actual, near) in enumerate(zip(known.hidden, hidden, known.numpy_ulps, strict=True))
-    ]
     embeddings = model.pool(hidden[-1].astype(np.float64), known.mask)
-    return {
-        "hidden": layers,
-        "embeddings": {
-            "difference": float(abs(embeddings - known.embeddings).max()),
-            "cosine": float((embeddings * known.embeddings).sum(-1).min()),
-            "allowed": COSINE,
-        },
-        "pairs": [
-            {
-                "one": sentences[i],
-                "other": sentences[j],
-                "similarity": float(embeddings[i] @ embeddings[j]),
-                "reference": float(known.embeddings[i] @ known.embeddings[j]),
-            }
+    return Checkpoint(
+        model=model.NAME,
+        sentences=len(sentences),
+        tokens=int(known.mask.sum()),
+        hidden=tuple(
+            Hidden(
+                layer=i,
+                ulps=ulps(exact[known.mask], actual[known.mask]),
+                numpy_ulps=near,
+                allowed=max(MULTIPLE * near, FLOOR),
+            )
+            for i, (exact, actual, near) in enumerate(zip(known.hidden, hidden, known.numpy_ulps, strict=True))
+        ),
+        embeddings=Embeddings(
+            difference=float(abs(embeddings - known.embeddings).max()),
+            cosine=float((embeddings * known.embeddings).sum(-1).min()),
+            allowed=COSINE,
+        ),
+        pairs=tuple(
+            Pair(
+                one=sentences[i],
+                other=sentences[j],
+                similarity=float(embeddings[i] @ embeddings[j]),
+                reference=float(known.embeddings[i] @ known.embeddings[j]),
+            )
             for i, j in pairs
-        ],
-    }
+        ),
+    )
 
 
 def flat_params(implementation: Implementation, N: int) -> list[Any]:
@@ -134,10 +139,10 @@ def flat_params(implementation: Implementation, N: int) -> list[Any]:
     return flat
 
 
-def size(implementation: Implementation, flat: Sequence[Any], form: str, gradient: bool) -> dict[str, int]:
-    """The graph size of the stack of those `flat_params`: from x to the last hidden state, forward or gradient."""
+def size(implementation: Implementation, flat: Sequence[Any], of: Size) -> Size:
+    """`of`, counted: the stack of those `flat_params`, from x to the last hidden state, forward or gradient."""
     layer, params = implementation.LAYERS[LAYER], model.load().params
-    layers: Any = implementation.scan_layers if form == "rolled" else implementation.unroll_layers
+    layers: Any = implementation.scan_layers if of.form == "rolled" else implementation.unroll_layers
 
     def apply(*arrays: Any) -> Any:
         *parts, x, kept = arrays  # all of floating point: the gradient program differentiates along each
@@ -145,41 +150,35 @@ def size(implementation: Implementation, flat: Sequence[Any], form: str, gradien
         return layers(layer, tree_map(lambda _: next(rest), params), {"x": x, "mask": kept > 0})[0]["x"]
 
     x, kept = (implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((B, T, model.WIDTH), (B, T)))
-    return implementation.graph_size(apply, *flat, x, kept, cotangent=x if gradient else None, memory=False)
+    cotangent = x if of.program == "gradient" else None
+    counts = implementation.graph_size(apply, *flat, x, kept, cotangent=cotangent, memory=False)
+    return of.counted(of.N, counts)
 
 
-def check(implementation: Implementation, gradients: bool, step: Callable[[str], None]) -> dict[str, Any]:
-    """The block "checkpoint" of one implementation; without the package that holds the model, why there is none."""
+def check(implementation: Implementation, gradients: bool, step: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint in one implementation; without the package that holds the model, why there is nothing of it."""
     start = time.perf_counter()
     step(f"{model.NAME}, {len(SENTENCES)} sentences")
     try:
         known = right(SENTENCES)
     except ModuleNotFoundError as error:
         reason, _, install = str(error).partition(": ")
-        return {"status": "not run", "model": model.NAME, "reason": reason, "install": install}
+        return Checkpoint(status="not run", model=model.NAME, reason=reason, install=install)
     compared = compare(hidden_states(implementation)(known.x, known.mask))
-    counted = []
+    sizes = []
     for N in DEPTHS:
         flat = flat_params(implementation, N)
-        for form, gradient in programs(N, gradients):
-            step(f"{model.NAME}, {form} N={N}" + (" gradient" if gradient else ""))
-            at = {"form": form, "N": N, "gradient": gradient}
-            counted.append(at | size(implementation, flat, form, gradient))
-    return {
-        "status": "ok",
-        "model": model.NAME,
-        "sentences": len(SENTENCES),
-        "tokens": int(known.mask.sum()),
-        **compared,
-        "sizes": counted,
-        "seconds": time.perf_counter() - start,
-    }
+        for of in programs(N, gradients):
+            step(f"{model.NAME}, {of.form} N={N}" + (" gradient" if of.program == "gradient" else ""))
+            sizes.append(size(implementation, flat, of))
+    return replace(compared, sizes=tuple(sizes), seconds=time.perf_counter() - start)
 
 
-def programs(N: int, gradients: bool) -> list[tuple[str, bool]]:
-    """(form, gradient) of what is counted at depth N: of the unrolled twin only the six layers, where gradients are."""
-    rolled = [("rolled", gradient) for gradient in (False, True)[: 1 + gradients]]
-    return rolled + ([("unrolled", False)] if gradients and DEPTHS[0] == N else [])
+def programs(N: int, gradients: bool) -> list[Size]:
+    """What is counted at depth N: of the unrolled twin only the six layers, where gradients are."""
+    at = partial(Size, layer=model.NAME, d=model.WIDTH, carry_bytes=4 * B * T * model.WIDTH, N=N)
+    rolled = [at(program=program) for program in PROGRAMS[: 1 + gradients]]
+    return rolled + ([at(program="forward", form="unrolled")] if gradients and DEPTHS[0] == N else [])
 
 
 def steps(gradients: bool) -> int:

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from implementations import wording
-from implementations.results import summary
+from implementations.results.records import FORMS
 
 WIDTH, HEIGHT = 320, 236  # of a panel without its legend, in points
 LEGEND_ROW = 15
@@ -108,7 +108,7 @@ def draw(canvas: Canvas, panel: Panel, limits: tuple[float, float], x: float, y:
     for line in panel.lines:
         depths = list(line.values)
         middle, low, high = (list(part) for part in zip(*line.values.values(), strict=True))
-        axes.plot(depths, middle, clip_on=False, zorder=3 if line.form in summary.FORMS else 2, **_look(line))
+        axes.plot(depths, middle, clip_on=False, zorder=3 if line.form in FORMS else 2, **_look(line))
         if any(a != b for a, b in zip(low, high, strict=True)):
             axes.fill_between(depths, low, high, color=line.colour, alpha=0.18, linewidth=0)
     for n, value in panel.crossings.values():
@@ -134,7 +134,7 @@ def draw(canvas: Canvas, panel: Panel, limits: tuple[float, float], x: float, y:
 
 def _look(line: Line) -> dict[str, Any]:
     """Solid and filled is the forward program, dashed and hollow the gradient, dotted and bare a limit."""
-    main = line.form in summary.FORMS
+    main = line.form in FORMS
     return {
         "color": line.colour,
         "linestyle": (0, (1, 1.6)) if not line.marker else (0, (4, 2)) if line.gradient else "-",
@@ -190,7 +190,7 @@ def _labels(axes: Axes, panel: Panel, width: float, height: float) -> None:
     for line in panel.lines:
         for (ax, ay), (bx, by) in pairwise([place(n, value.median) for n, value in line.values.items()]):
             taken += [(ax + (bx - ax) * i / 24, ay + (by - ay) * i / 24) for i in range(25)]
-    for form in summary.FORMS:
+    for form in FORMS:
         own = [line for line in panel.lines if line.form == form]
         if not own:
             continue
@@ -222,7 +222,7 @@ def _labels(axes: Axes, panel: Panel, width: float, height: float) -> None:
 
 def _legend(panel: Panel) -> list[Line2D]:
     """What no label beside a line says: the dashes, and the lines that are neither rolled nor unrolled."""
-    shown = [line for line in panel.lines if line.form not in summary.FORMS]
+    shown = [line for line in panel.lines if line.form not in FORMS]
     if any(line.gradient for line in panel.lines):
         shown = [Line("rolled", False, {}, MUTED, "o"), Line("rolled", True, {}, MUTED, "o"), *shown]
     names = {"rolled": ("forward", "with gradient")}

@@ -6,16 +6,16 @@ scroll inside their own box on a narrow screen. What is missing is said, not hid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
 from implementations import wording
 from implementations.report import drawing, figures, tables
 from implementations.report.figures import Figure
-from implementations.report.tables import BAD, NONE, Table
+from implementations.report.table import BAD, NONE, Table
 from implementations.results import bench_facts, deviations, summary
-from implementations.results.summary import Measured, Results
+from implementations.results.records import Measured, Results
 
 TITLE = "One layer stack, three frameworks, one size"
 
@@ -98,7 +98,7 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         f'<p class="note">{_summary_of_provenance(results)}</p>\n'
         f'<p class="claim">{escape(claim(results))}</p>\n'
         f"{_verdict(results)}\n"
-        f'<div class="cards">{"".join(_card(measured) for measured in summary.implementations(results))}</div>\n'
+        f'<div class="cards">{"".join(_card(measured) for measured in results.implementations)}</div>\n'
         + section("provenance", table("provenance"))
         + section("numerics", table("numerics"))
         + section("sizes", figure("graph-size"), table("sizes"))
@@ -119,7 +119,7 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("capabilities", table("capabilities"), _notes(results))
         + f'<section id="limits"><h2>What is not measured</h2><ul>{_limits(results)}</ul></section>\n'
     )
-    command = escape(str(results.get("provenance", {}).get("command", "python -m implementations")))
+    command = escape(results.provenance.get("command", "python -m implementations"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -131,36 +131,35 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
 
 def claim(results: Results) -> str:
     """The headline in one sentence, as far as the data bear it out."""
-    flat = [(measured, summary.flat(measured, "compiled", False)) for measured in summary.ran(results)]
+    flat = [(measured, summary.flat(measured, "compiled", "forward")) for measured in results.ran]
     facts = [(measured, fact) for measured, fact in flat if fact and fact.low == fact.high]
     if not facts:
-        near = [f"{ratio.median:.3g} in {m['name']} ({bench_facts.name(row)})" for m, row, ratio in _nearest(results)]
-        if near:
-            return f"The time of the layers over that of reading their weights once: {_list(near)}."
-        steps = [
-            f"{wording.spread(bench_facts.against(row, 'unrolled'))} in {m['name']} ({row['layer']})"
-            for m in summary.ran(results)
-            for row in bench_facts.steps(m)[:1]
-        ]
-        if steps:
-            return f"The time of a training step over that of its unrolled twin: {_list(steps)}."
-        return "No graph size was measured at two depths: nothing can be claimed here."
+        return _claim_of_bench(results)
     last, first = min(fact.last for _, fact in facts), max(fact.first for _, fact in facts)
-    names = _list([measured["name"] for measured, _ in facts])
+    names = _list([measured.name for measured, _ in facts])
     said = f"{last:,} layers compile to exactly as many operations as {first} in {names}"
-    slower = [(m["name"], twin) for m, _ in facts if (twin := summary.compared(m, "compile_seconds"))]
+    slower = [(m.name, twin) for m, _ in facts if (twin := summary.compared(m, "compile_seconds"))]
     if slower:
         depths = {twin.n for _, twin in slower}
         here = "" if len(depths) == 1 else ", {} layers"
         ratios = [f"{wording.times(1 / twin.ratio.median)} ({name}{here.format(twin.n)})" for name, twin in slower]
         at = f"at {depths.pop()} layers " if len(depths) == 1 else ""
         said += f"; {at}a Python loop takes {_list(ratios)} as long to compile"
-    missing = [measured["name"] for measured, fact in flat if not fact or fact.low != fact.high]
+    missing = [measured.name for measured, fact in flat if not fact or fact.low != fact.high]
     return f"{said}." + (f" Not so, or not measured, in {_list(missing)}." if missing else "")
 
 
-def _nearest(results: Results) -> list[tuple[Measured, bench_facts.Row, wording.Spread]]:
-    return [(m, *near) for m in summary.ran(results) if (near := bench_facts.nearest_memory(m))]
+def _claim_of_bench(results: Results) -> str:
+    near = [(m.name, *fact) for m in results.ran if (fact := bench_facts.nearest_memory(m))]
+    if near:
+        said = _list([f"{ratio.median:.3g} in {name} ({row.name})" for name, row, ratio in near])
+        return f"The time of the layers over that of reading their weights once: {said}."
+    steps = [(m.name, row) for m in results.ran for row in bench_facts.steps(m)[:1]]
+    if steps:
+        ratios = [(name, row.layer, bench_facts.against(row, "unrolled")) for name, row in steps]
+        said = _list([f"{wording.spread(ratio)} in {name} ({layer})" for name, layer, ratio in ratios])
+        return f"The time of a training step over that of its unrolled twin: {said}."
+    return "No graph size was measured at two depths: nothing can be claimed here."
 
 
 def _list(items: Sequence[str]) -> str:
@@ -168,20 +167,14 @@ def _list(items: Sequence[str]) -> str:
 
 
 def _summary_of_provenance(results: Results) -> str:
-    packages = [
-        f"{key} {value}" for m in summary.ran(results) for key, value in list(m.get("versions", {}).items())[:1]
-    ]
-    known = results.get("provenance", {})
-    return escape(" · ".join([*packages, *(str(known[key]) for key in ("cpu", "date") if key in known)]))
-
-
-def _unit(measured: Measured) -> str:
-    return str(measured.get("units", {}).get("compiled", "operations"))
+    packages = [f"{key} {value}" for m in results.ran for key, value in list(m.versions.items())[:1]]
+    known = results.provenance
+    return escape(" · ".join([*packages, *(known[key] for key in ("cpu", "date") if key in known)]))
 
 
 def _verdict(results: Results) -> str:
     found = deviations.deviations(results)
-    if not found and results.get("mode") == "bench":
+    if not found and results.mode == "bench":
         return '<p class="verdict">Times are not judged.</p>'
     if not found:
         return f'<p class="verdict">Everything observed is as declared: {_observed(results)}.</p>'
@@ -190,50 +183,50 @@ def _verdict(results: Results) -> str:
 
 
 def _observed(results: Results) -> str:
-    ran = summary.ran(results)
     counted = {
-        "comparisons with NumPy": sum(len(measured.get("numerics", ())) for measured in ran),
-        "programs measured": sum(len(measured.get(block, ())) for measured in ran for block in ("sizes", "programs")),
-        "recompilation counts": sum(len(measured.get("recompiles", ())) for measured in ran),
+        "comparisons with NumPy": sum(len(measured.numerics) for measured in results.ran),
+        "programs measured": sum(len(measured.sizes) + len(measured.programs) for measured in results.ran),
+        "recompilation counts": sum(len(measured.recompiles) for measured in results.ran),
     }
     return ", ".join(f"{count:,} {what}" for what, count in counted.items())
 
 
 def _card(measured: Measured) -> str:
-    name = f"<h3>{escape(measured['name'])}</h3>"
-    if measured.get("status") != "ok":
-        reason = escape(str(measured.get("reason", "")).strip())
-        install = f"<pre>{escape(measured['install'])}</pre>" if measured.get("install") else ""
-        status = escape(str(measured.get("status", "no status")))
-        return f'<div class="card">{name}<div class="versions">{status}</div><pre>{reason}</pre>{install}</div>'
-    versions = escape(", ".join(f"{key} {value}" for key, value in measured.get("versions", {}).items()))
-    facts = []
-    flat = summary.flat(measured, "compiled", False)
+    name = f"<h3>{escape(measured.name)}</h3>"
+    if measured.status != "ok":
+        install = f"<pre>{escape(measured.install)}</pre>" if measured.install else ""
+        reason = f"<pre>{escape(measured.reason.strip())}</pre>"
+        return f'<div class="card">{name}<div class="versions">{measured.status}</div>{reason}{install}</div>'
+    versions = escape(", ".join(f"{key} {value}" for key, value in measured.versions.items()))
+    items = "".join(
+        f'<div><dt class="{kind}">{escape(dt)}</dt><dd>{escape(dd)}</dd></div>' for kind, dt, dd in _facts(measured)
+    )
+    return f'<div class="card">{name}<div class="versions">{versions}</div><dl>{items}</dl></div>'
+
+
+def _facts(measured: Measured) -> Iterator[tuple[str, str, str]]:
+    """What stands on a card: the kind, the number, what it is."""
+    flat = summary.flat(measured, "compiled", "forward")
     if flat:
         count = f"{flat.low:,}" if flat.low == flat.high else f"{flat.low:,}–{flat.high:,}"
-        facts.append(("rolled", count, f"{_unit(measured)}, from {flat.first} layers to {flat.last:,}"))
-    steps = bench_facts.steps(measured)
-    if steps:
-        ratio = bench_facts.against(steps[0], "unrolled")
-        said = f"time of a training step, rolled against unrolled: {steps[0]['layer']}, {steps[0]['N']} layers"
-        facts.append(("", wording.times(ratio.median), said))
-    compiled = summary.compared(measured, "compile_seconds")
+        unit = measured.units.get("compiled", "operations")
+        yield "rolled", count, f"{unit}, from {flat.first} layers to {flat.last:,}"
+    for row in bench_facts.steps(measured)[:1]:
+        said = f"time of a training step, rolled against unrolled: {row.layer}, {row.N} layers"
+        yield "", wording.times(bench_facts.against(row, "unrolled").median), said
+    compiled, ran = (summary.compared(measured, key) for key in ("compile_seconds", "run_seconds"))
     if compiled:
         gain = wording.times(1 / compiled.ratio.median)
-        facts.append(("unrolled", gain, f"compile time, unrolled against rolled, {compiled.n} layers"))
-    ran = summary.compared(measured, "run_seconds")
+        yield "unrolled", gain, f"compile time, unrolled against rolled, {compiled.n} layers"
     if ran:
-        facts.append(("", wording.times(ran.ratio.median), f"run time, rolled against unrolled, {ran.n} layers"))
+        yield "", wording.times(ran.ratio.median), f"run time, rolled against unrolled, {ran.n} layers"
     near = bench_facts.nearest_memory(measured)
     if near:
-        said = f"the time of reading the weights once: {bench_facts.name(near[0])}"
-        facts.append(("", wording.times(near[1].median), said))
-    worst = summary.worst(measured.get("numerics", ()))
+        yield "", wording.times(near[1].median), f"the time of reading the weights once: {near[0].name}"
+    worst = summary.worst(measured.numerics)
     if worst:
-        said = f"{wording.number(worst.get('ratio'))} of {worst.get('allowed', 0):g}"
-        facts.append(("", said, f"standard deviations allowed: worst error ({worst['quantity']}, {worst['dtype']})"))
-    items = "".join(f'<div><dt class="{kind}">{escape(dt)}</dt><dd>{escape(dd)}</dd></div>' for kind, dt, dd in facts)
-    return f'<div class="card">{name}<div class="versions">{versions}</div><dl>{items}</dl></div>'
+        said = f"standard deviations allowed: worst error ({worst.quantity}, {worst.dtype})"
+        yield "", f"{wording.number(worst.ratio)} of {worst.allowed:g}", said
 
 
 def _table(table: Table) -> str:
@@ -282,9 +275,9 @@ def _figure(figure: Figure) -> str:
 
 def _notes(results: Results) -> str:
     items = ""
-    for note in (results.get("capabilities") or {}).get("notes", ()):
-        link = escape(note.get("link", ""))
-        items += f"<li>{escape(note['text'])}" + (f' (<a href="{link}">upstream</a>)' if link else "") + "</li>"
+    for note in results.capabilities.notes:
+        link = f' (<a href="{escape(note.link)}">upstream</a>)' if note.link else ""
+        items += f"<li>{escape(note.text)}{link}</li>"
     return f'<ol class="note">{items}</ol>' if items else ""
 
 
@@ -295,12 +288,11 @@ def _limits(results: Results) -> str:
         "The first execution after compiling.",
         "The memory of the compiler itself while it compiles.",
     ]
-    devices = {str(measured.get("settings", {}).get("device", "")).lower() for measured in summary.ran(results)}
-    if devices == {"cpu"}:
+    if {measured.settings.get("device", "").lower() for measured in results.ran} == {"cpu"}:
         said.insert(1, "Accelerators: this run was on the CPU.")
-    for measured in summary.implementations(results):
-        if measured.get("status") != "ok":
-            said.append(f"{measured['name']}: {measured.get('status', 'no status')}.")
+    for measured in results.implementations:
+        if measured.status != "ok":
+            said.append(f"{measured.name}: {measured.status}.")
         elif summary.reports_no_memory(measured):
-            said.append(f"Temporary memory of {measured['name']}, which reports none.")
+            said.append(f"Temporary memory of {measured.name}, which reports none.")
     return "".join(f"<li>{escape(text)}</li>" for text in said)

@@ -1,7 +1,4 @@
-"""When a scan is worth it: compiling once and calling so often, rolled against unrolled.
-
-Computed from the block "times", as `implementations/results/summary.py` computes the rest.
-"""
+"""When a scan is worth it: compiling once and calling so often, rolled against unrolled."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from implementations.results import summary
-from implementations.results.summary import FORMS, Measured, Setting
+from implementations.results.records import FORMS, Measured
 
 CALLS = (1, 100, 10_000)
 
@@ -21,26 +18,21 @@ class Worth(NamedTuple):
     depths: tuple[int, ...]  # at which both were measured, in order
     since: int | None  # None: not even at the deepest
 
-    @property
-    def always(self) -> bool:
-        return self.since == self.depths[0]
+    def __str__(self) -> str:
+        if self.since is None:
+            return "never"
+        return "at every N" if self.since == self.depths[0] else f"from N = {self.since}"
 
 
-def costs(measured: Measured, form: str, gradient: bool, calls: int) -> dict[int, float]:
+def costs(measured: Measured, form: str, program: str, calls: int) -> dict[int, float]:
     """N -> seconds: the median compile time, and so many calls at the median run time."""
-    compiled, ran = (
-        summary.series(measured, key, form, gradient, setting(measured)) for key in ("compile_seconds", "run_seconds")
-    )
+    compiled, ran = (summary.series(measured, key, form, program) for key in ("compile_seconds", "run_seconds"))
     return {n: median(compiled[n]) + calls * median(ran[n]) for n in compiled if n >= 1 and n in ran}
 
 
-def setting(measured: Measured) -> Setting | None:
-    return next(iter(summary.own_settings(measured, "times")), None)
-
-
-def worth(measured: Measured, gradient: bool, calls: int) -> Worth | None:
+def worth(measured: Measured, program: str, calls: int) -> Worth | None:
     """None where the two forms were not measured at two N together."""
-    rolled, unrolled = (costs(measured, form, gradient, calls) for form in FORMS)
+    rolled, unrolled = (costs(measured, form, program, calls) for form in FORMS)
     return crossover(rolled, unrolled)
 
 
@@ -52,10 +44,3 @@ def crossover(rolled: Mapping[int, float], unrolled: Mapping[int, float]) -> Wor
             break
         since = n
     return Worth(tuple(depths), since) if len(depths) > 1 else None
-
-
-def said(found: Worth | None) -> str:
-    """In words: "from N = 4", "at every N", "never"; nothing where nothing is known."""
-    if found is None:
-        return ""
-    return "never" if found.since is None else "at every N" if found.always else f"from N = {found.since}"

@@ -6,16 +6,18 @@ import functools
 import json
 import math
 import tracemalloc
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
 
+from implementations.compare import merge
 from implementations.interface import LEVELS
 from implementations.minilm import checkpoint_check, embed_command, model
 from implementations.minilm.sentences import PAIRS, SENTENCES
-from implementations.results import deviations
+from implementations.results.records import Measured
 from reference import layers
 from reference.layers import transformer_encoder
 from reference.stack import run_layers, tree_map
@@ -38,14 +40,8 @@ def raw():
 
 def said(hidden, sentences=FEW, **change):
     """What the verdict of a comparison says of those hidden states."""
-    block = {
-        "status": "ok",
-        "model": "the model",
-        "sizes": [],
-        **checkpoint_check.compare(hidden, sentences, ()),
-        **change,
-    }
-    return deviations.deviations({"implementations": [{"name": "it", "status": "ok", "checkpoint": block}]})
+    block = replace(checkpoint_check.compare(hidden, sentences, ()), **change)
+    return list(merge("default", {}, [Measured(name="it", checkpoint=block)], 0.0).deviations)
 
 
 # Words to numbers
@@ -192,22 +188,23 @@ def test_hidden_states_and_embeddings(implementation):
 def test_48_layers_have_the_program_of_6():
     counted = [sizes(N) for N in checkpoint_check.DEPTHS]
     assert counted[0] == counted[1]
-    assert [size["loops"] for size in counted[0]] == [1, 2]
+    assert [size.loops for size in counted[0]] == [1, 2]
 
 
 @functools.cache
 def sizes(N):
     implementation = loaded("jax_scan")
     flat, programs = checkpoint_check.flat_params(implementation, N), checkpoint_check.programs(N, gradients=True)
-    return [checkpoint_check.size(implementation, flat, *of) for of in programs if of[0] == "rolled"]
+    rolled = [checkpoint_check.size(implementation, flat, of) for of in programs if of.form == "rolled"]
+    return [replace(size, N=0) for size in rolled]
 
 
 def test_unrolled_is_larger_and_has_no_loop():
     implementation = loaded("jax_scan")
-    unrolled = checkpoint_check.size(implementation, checkpoint_check.flat_params(implementation, 6), "unrolled", False)
-    rolled = sizes(6)[0]
-    assert unrolled["loops"] == 0
-    assert all(unrolled[level] > 3 * rolled[level] for level in LEVELS)
+    flat, of = checkpoint_check.flat_params(implementation, 6), checkpoint_check.programs(6, gradients=True)[-1]
+    unrolled, rolled = checkpoint_check.size(implementation, flat, of), sizes(6)[0]
+    assert (unrolled.form, unrolled.loops) == ("unrolled", 0)
+    assert all(getattr(unrolled, level) > 3 * getattr(rolled, level) for level in LEVELS)
 
 
 # Wrong networks: each must be told from the right one.

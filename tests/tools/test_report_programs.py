@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from implementations.measuring import measure, programs
+from implementations.measuring import modes, programs
 from implementations.report import figures, html, tables
+from implementations.report.table import BAD
 from implementations.results import deviations, summary
+from implementations.results.records import Results
 from tests.conftest import loaded
-from tests.support.synthetic import Page, drawn, page, printed, results
+from tests.support.synthetic import Page, changed, drawn, page, printed, results, spoilt, with_all
+from tests.support.synthetic import programs as general
 
 
-def spoil(program: str, N: int, **change: Any) -> dict[str, Any]:
-    """Right results but for one record of jax_scan."""
-    found = results()
-    records = found["implementations"][0]["programs"]
-    next(record for record in records if (record["program"], record["N"]) == (program, N)).update(change)
-    return found
+def spoil(program: str, N: int, **change: Any) -> Results:
+    """Right results but for one size of jax_scan."""
+    (i,) = (i for i, size in enumerate(general()) if (size.name, size.N) == (program, N))
+    return spoilt("programs", i, **change)
 
 
-def table(found: dict[str, Any], name: str) -> dict[str, list[str]]:
+def table(found: Results, name: str) -> dict[str, list[str]]:
     """Program -> the other cells, of jax_scan."""
     shown = next(table for table in tables.tables(found) if table.name == name)
     return {row[1]: row[2:] for row in shown.rows if row[0] == "jax_scan"}
@@ -35,18 +37,21 @@ def table(found: dict[str, Any], name: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (spoil("hvp_layers", 1023, captured=501), "hvp_layers of mlp: captured size changes with N"),
-        (spoil("forward", 64, compiled=499), "forward of mlp: compiled size changes with N"),
-        (spoil("gradient, remat=True", 23, lowered=501), "gradient, remat=True of mlp: lowered size changes with N"),
-        (spoil("gradient, remat=4", 1023, compiled=531), "gradient, remat=4 of mlp: compiled size is above 530"),
-        (spoil("gradient, unroll=4", 64, lowered=531), "gradient, unroll=4 of mlp: lowered size is above 530"),
-        (spoil("hvp_layers", 23, loops=0), "hvp_layers of mlp: loops: expected at least one"),
-        (spoil("gradient, unroll=4", 64, loops=0), "gradient, unroll=4 of mlp: loops: expected at least one"),
-        (spoil("gradient, unrolled", 4, compiled=200), "gradient, unrolled of mlp: compiled size does not grow"),
-        (spoil("gradient, unrolled", 4, loops=1), "gradient, unrolled of mlp: loops: expected none"),
+        (spoil("hvp_layers", 1023, captured=501), "hvp_layers of mlp, d = 64, float32: captured size changes with N"),
+        (spoil("forward", 64, compiled=499), "forward of mlp, .*: compiled size changes with N"),
+        (
+            spoil("gradient, remat=True", 23, lowered=501),
+            "gradient, remat=True of mlp, .*: lowered size changes",
+        ),
+        (spoil("gradient, remat=4", 1023, compiled=531), "gradient, remat=4 of mlp, .*: compiled size is above 530"),
+        (spoil("gradient, unroll=4", 64, lowered=531), "gradient, unroll=4 of mlp, .*: lowered size is above 530"),
+        (spoil("hvp_layers", 23, loops=0), "hvp_layers of mlp, .*: loops: expected at least 1"),
+        (spoil("gradient, unroll=4", 64, loops=0), "gradient, unroll=4 of mlp, .*: loops: expected at least 1"),
+        (spoil("gradient, unrolled", 4, compiled=200), "gradient, unrolled of mlp, .*: compiled size does not grow"),
+        (spoil("gradient, unrolled", 4, loops=1), "gradient, unrolled of mlp, .*: loops: expected none"),
     ],
 )
-def test_each_violated_law_is_found_said_and_an_error(found: dict[str, Any], words: str) -> None:
+def test_each_violated_law_is_found_said_and_an_error(found: Results, words: str) -> None:
     said = deviations.deviations(found)
     assert len(said) == 1
     assert re.match(f"jax_scan: {words}", said[0])
@@ -60,9 +65,15 @@ def test_several_layers_a_step_may_be_smaller_but_not_larger() -> None:
     assert deviations.deviations(spoil("gradient, remat=4", 6, compiled=5000)) == []
 
 
+def test_the_dense_stack_and_a_general_stack_of_dense_layers_are_two_programs() -> None:
+    """Which a default run measures: their counts differ."""
+    of_dense = tuple(replace(size, layer="dense") for size in general())
+    assert deviations.deviations(spoilt(programs=of_dense)) == []
+
+
 def test_the_constant_is_the_size_at_the_first_of_the_largest_remainders() -> None:
-    one = spoil("gradient, remat=4", 23, compiled=540)["implementations"][0]
-    grouped = next(program for program in summary.programs(one) if program.name == "gradient, remat=4")
+    one = spoil("gradient, remat=4", 23, compiled=540).implementations[0]
+    grouped = next(program for program in summary.programs(one) if program.of.name == "gradient, remat=4")
     assert grouped.constant("compiled") == 540
     assert grouped.constant("lowered") == 530
 
@@ -75,9 +86,9 @@ def test_table_shows_one_count_or_the_range_and_marks_what_is_wrong() -> None:
     assert right["hvp_layers"] == ["mlp", "500", "500", "500", "1"]
     assert right["gradient, unrolled"] == ["mlp", "400 [4]", "400 [4]", "400 [4]", "0"]
     assert right["gradient, remat=4"][1:4] == ["500–900"] * 3
-    assert table(spoil("hvp_layers", 64, compiled=501), "programs")["hvp_layers"][3] == f"500–501 {tables.BAD}"
+    assert table(spoil("hvp_layers", 64, compiled=501), "programs")["hvp_layers"][3] == f"500–501 {BAD}"
     wrong = table(spoil("gradient, remat=4", 64, captured=950), "programs")
-    assert wrong["gradient, remat=4"][1] == f"530–950 {tables.BAD}"
+    assert wrong["gradient, remat=4"][1] == f"530–950 {BAD}"
 
 
 def test_table_shows_what_a_layer_adds_in_carries() -> None:
@@ -123,9 +134,7 @@ def test_a_figure_without_a_python_loop_explains_none() -> None:
 
 
 def test_page_without_programs_has_no_section_of_them() -> None:
-    found = results()
-    for one in found["implementations"]:
-        one["programs"], one["linear"] = [], []
+    found = with_all(results(), programs=(), linear=())
     shown = figures.figures(found)
     assert not {"programs", "remat"} & set(shown)
     text = html.page(found, shown)
@@ -135,15 +144,13 @@ def test_page_without_programs_has_no_section_of_them() -> None:
 
 
 def test_one_implementation_without_programs_says_so() -> None:
-    found = results()
-    found["implementations"][1]["programs"] = []
+    found = changed(results(), "implementations", 1, programs=())
     panel = figures.figures(found)["programs"].panels[1]
     assert "torch_compile: compiled: instructions of torch_compile: not measured." in panel
 
 
 def test_linearity_is_a_ratio_with_its_spread() -> None:
-    found = results()
-    found["implementations"][0]["linear"][1]["run_seconds"] = [1e-3, 1.1e-3, 1.2e-3]
+    found = spoilt("linear", 1, run_seconds={"rolled": (1e-3, 1.1e-3, 1.2e-3)})
     shown = next(table for table in tables.tables(found) if table.name == "run")
     cells = {row[0]: row for row in shown.rows if row[1] == "1024 / 256"}
     assert cells["jax_scan"][5] == "4.3 ±5%"
@@ -156,7 +163,7 @@ def test_linearity_is_a_ratio_with_its_spread() -> None:
 
 @pytest.mark.parametrize("mode", ["default", "full"])
 def test_depths_suit_the_laws(mode: str) -> None:
-    chosen = measure.MODES[mode]
+    chosen = modes.MODES[mode]
     K = programs.K
     assert {N % K for N in chosen.program_depths} >= {K - 1}  # the largest remainder, at the smallest N of all
     assert min((*chosen.program_depths, *chosen.stepped)) % K == K - 1
@@ -171,14 +178,15 @@ def test_depths_suit_the_laws(mode: str) -> None:
 
 def test_programs_are_what_their_names_say() -> None:
     implementation = loaded("jax_scan")
-    made = {program.name: program for program in programs.programs(implementation, "mlp")}
+    made = {program.of.name: program for program in programs.programs(implementation, "mlp")}
     assert tuple(made) == programs.NAMES
 
     def run(name: str) -> list[np.ndarray]:
         program = made[name]
-        inputs = (*program.inputs, "cotangent") if program.gradient else program.inputs
+        gradient = program.of.program == "gradient"
+        inputs = (*program.inputs, "cotangent") if gradient else program.inputs
         flat = [implementation.from_numpy(array) for array in programs.arrays("mlp", inputs, 3)]
-        apply = implementation.gradient(program.apply) if program.gradient else program.apply
+        apply = implementation.gradient(program.apply) if gradient else program.apply
         found = implementation.compile(apply)(*flat)
         return [implementation.to_numpy(array) for array in (found if isinstance(found, tuple) else (found,))]
 

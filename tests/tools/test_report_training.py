@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from implementations.measuring import measure, training_check
+from implementations.measuring import modes, training_check
 from implementations.report import figures, html, tables
+from implementations.report.table import BAD
 from implementations.results import deviations, summary
+from implementations.results.records import Results, Training, from_json, to_json
 from reference import training
 from reference.error_bound import FLOOR, FORMATS, MULTIPLE
-from tests.support.synthetic import Page, drawn, page, printed, results, trained
+from tests.support.synthetic import Page, changed, drawn, page, printed, results, spoilt, trained, with_all
+from tests.support.synthetic import training as synthetic_training
 
 
-def spoil(step: int, loss: float | None) -> dict[str, Any]:
-    """Right results but for one loss of jax_scan, at a step from 1 on: a factor, or None for what is not finite."""
-    found = results()
-    losses = found["implementations"][0]["training"]["losses"]
-    losses[step - 1] = None if loss is None else losses[step - 1] * loss
-    return found
+def off(losses: tuple[float | None, ...], step: int, factor: float | None) -> tuple[float | None, ...]:
+    """The losses with that of one step, from 1 on, times a factor, or None for what is not finite."""
+    one = losses[step - 1]
+    return (*losses[: step - 1], one and factor and one * factor, *losses[step:])
 
 
-def row(found: dict[str, Any], name: str = "jax_scan") -> list[str]:
+def spoil(step: int, factor: float | None) -> Results:
+    """Right results but for one loss of jax_scan."""
+    return spoilt("training", losses=off(synthetic_training(1.0000002).losses, step, factor))
+
+
+def row(found: Results, name: str = "jax_scan") -> list[str]:
     table = next(table for table in tables.tables(found) if table.name == "training")
     return next(row[1:] for row in table.rows if row[0] == name)
 
@@ -36,7 +41,7 @@ def row(found: dict[str, Any], name: str = "jax_scan") -> list[str]:
 
 def test_what_is_within_the_multiple_is_as_declared() -> None:
     assert deviations.deviations(results()) == []
-    run = summary.trained(results(), results()["implementations"][0])
+    run = summary.trained(results(), results().implementations[0])
     assert run is not None
     # 1e-7 in NumPy: the floor of a few ulps is above MULTIPLE times that
     assert MULTIPLE * 1e-7 < run.allowed[0] == pytest.approx(FLOOR * 2 * FORMATS["float32"].u)
@@ -51,20 +56,19 @@ def test_what_is_within_the_multiple_is_as_declared() -> None:
         (spoil(50, None), "jax_scan: loss at step 50 of training: not finite"),
     ],
 )
-def test_a_loss_that_is_off_is_found_said_and_marked(found: dict[str, Any], words: str) -> None:
+def test_a_loss_that_is_off_is_found_said_and_marked(found: Results, words: str) -> None:
     assert deviations.deviations(found) == [words]
     assert "Not as declared" in page(found)
-    assert row(found)[3].endswith(tables.BAD)
-    assert tables.BAD not in row(found, "tf_while")[3]
+    assert row(found)[3].endswith(BAD)
+    assert BAD not in row(found, "tf_while")[3]
 
 
 def test_what_numpy_is_off_by_raises_what_is_allowed_from_that_step_on() -> None:
-    found = results()
-    found["training"]["float32"]["losses"][9] *= 1 + 1e-6
+    found = changed(results(), "training", "float32", losses=off(trained().float32.losses, 10, 1 + 1e-6))
     for step, count in ((9, 1), (10, 0), (50, 0)):
-        losses = copy.deepcopy(found)
-        losses["implementations"][2]["training"]["losses"][step - 1] *= 1 + 5e-6
-        assert len(deviations.deviations(losses)) == count, step
+        losses = off(synthetic_training(1.0000002).losses, step, 1 + 5e-6)
+        wrong = changed(found, "implementations", 2, "training", losses=losses)
+        assert len(deviations.deviations(wrong)) == count, step
 
 
 # Table, figure, page
@@ -73,7 +77,7 @@ def test_what_numpy_is_off_by_raises_what_is_allowed_from_that_step_on() -> None
 def test_table_shows_losses_and_how_far_they_are_off() -> None:
     assert row(results()) == ["50", "4.0000", "2.4320", "2.0e-07", "1.0e-07", "9.5e-07", "2.0e-07"]
     assert "2.4320" in printed(results())
-    assert row(spoil(50, None))[2:4] == ["not finite", f"not finite {tables.BAD}"]
+    assert row(spoil(50, None))[2:4] == ["not finite", f"not finite {BAD}"]
 
 
 def test_figure_shows_both_curves_and_all_deviations() -> None:
@@ -90,10 +94,7 @@ def test_figure_shows_both_curves_and_all_deviations() -> None:
 
 
 def test_a_run_without_training_has_no_section_of_it() -> None:
-    found = results()
-    found["training"] = None
-    for one in found["implementations"]:
-        one["training"] = None
+    found = with_all(replace(results(), training=None), training=None)
     shown = figures.figures(found)
     assert "training" not in shown
     assert 'id="training"' not in html.page(found, shown)
@@ -101,9 +102,8 @@ def test_a_run_without_training_has_no_section_of_it() -> None:
 
 
 def test_one_implementation_without_its_optimizer_says_so() -> None:
-    found = results()
-    reason = {"status": "not run", "reason": "No module named 'optax'", "install": "pip install optax"}
-    found["implementations"][0]["training"] = reason
+    reason = "No module named 'optax'"
+    found = spoilt(training=Training(status="not run", reason=reason, install="pip install optax"))
     assert row(found)[0] == "not run"
     assert "Not run: No module named &#x27;optax&#x27;: pip install optax" in page(found)
     assert ">not run<" in figures.figures(found)["training"].panels[0]
@@ -126,17 +126,17 @@ def test_what_is_measured_is_the_training_of_the_reference() -> None:
 
     given: list[Any] = []
     said: list[str] = []
-    found = results()
-    found["training"], block = training_check.right(), training_check.check(fake(train), True, said.append)
+    right, own = training_check.right(), training_check.check(fake(train), True, said.append)
     ((params, batches, options),) = given
     np.testing.assert_array_equal(params["embedding"], training.init_params()["embedding"], strict=True)
     np.testing.assert_array_equal(batches, training.batches(), strict=True)
     assert options == training.OPTIONS
     assert said == ["50 steps of training"]
-    found["implementations"] = [found["implementations"][0] | {"training": json.loads(json.dumps(block))}]
+    one = replace(results().implementations[0], training=from_json(Training, to_json(own)))
+    found = replace(results(), training=right, implementations=(one,))
     assert deviations.deviations(found) == []
     assert row(found)[3] == row(found)[4]  # as NumPy is off by: it is NumPy
-    assert set(trained()) <= set(found["training"])
+    assert set(trained().sizes) <= set(right.sizes)
 
 
 def test_a_missing_optimizer_is_said() -> None:
@@ -144,16 +144,16 @@ def test_a_missing_optimizer_is_said() -> None:
         raise ModuleNotFoundError("No module named 'optax'", name="optax")
 
     block = training_check.check(fake(train), True, lambda _: None)
-    assert block["status"] == "not run"
-    assert block["install"] == "pip install --constraint constraints.txt optax"
+    assert block.status == "not run"
+    assert block.install == "pip install --constraint constraints.txt optax"
 
 
 def test_a_quick_run_does_not_train() -> None:
-    assert [name for name, mode in measure.MODES.items() if mode.training] == ["default", "full"]
+    assert [name for name, mode in modes.MODES.items() if mode.training] == ["default", "full"]
 
 
 def test_where_it_is_slow_it_is_not_run_unasked():
     block = training_check.check(fake(None), False, lambda _: None)
-    assert block["status"] == "not run"
-    assert "--full" in block["install"]
-    assert measure.MODES["full"].slow
+    assert block.status == "not run"
+    assert "--full" in block.install
+    assert modes.MODES["full"].slow
