@@ -10,6 +10,7 @@ COMMANDS = {
     "compare": "implementations.compare:main",
     "bench": "implementations.measuring.bench_command:main",
     "capabilities": "implementations.capabilities:main",
+    "check": "implementations.check.command:main",
     "embed": "implementations.minilm.embed_command:main",
     "stack-checkpoint": "implementations.checkpoints.checkpoint_command:stack_main",
     "unstack-checkpoint": "implementations.checkpoints.checkpoint_command:unstack_main",

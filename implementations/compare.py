@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=(
             "Writes index.html (one self-contained page), results.json and figures/*.svg into the output folder. "
             "Exit status: 0 if everything observed is as declared, 1 if something is not, 2 for wrong arguments, 130 "
-            "after Ctrl-C. Other commands, each with --help: bench, embed, capabilities, stack-checkpoint, "
+            "after Ctrl-C. Other commands, each with --help: bench, check, embed, capabilities, stack-checkpoint, "
             "unstack-checkpoint."
         ),
     )

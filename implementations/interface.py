@@ -265,6 +265,10 @@ class Implementation(Protocol):
     def compile(self, apply: Apply) -> Apply:
         """The framework's whole-program compiler, at its strongest setting."""
 
+    def set_back(self) -> None:
+        """Undo what importing the folder has set in the framework for the whole process, so that another's stack is
+        seen as its users see it. Afterwards the folder's own stacks may be wrong."""
+
     def cold(self) -> AbstractContextManager[None]:
         """Within it nothing is found again that the framework keeps of what it has compiled."""
 

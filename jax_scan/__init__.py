@@ -3,7 +3,7 @@
 from jax_scan.alternatives import ALTERNATIVES, LAYER_FORMS
 from jax_scan.autodiff import compile_gradient, gradient
 from jax_scan.decoding import decode, empty_cache
-from jax_scan.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
+from jax_scan.edges import as_leaf, cold, compile, from_numpy, set_back, settings, to_numpy, versions, wait
 from jax_scan.graph import UNITS, compile_seconds, graph_size, program_count
 from jax_scan.layers import LAYERS, init_layers
 from jax_scan.outside import AROUND, OPS, profile_names
@@ -66,6 +66,7 @@ __all__ = [
     "compile_seconds",
     "program_count",
     "compile",
+    "set_back",
     "cold",
     "from_numpy",
     "to_numpy",

@@ -20,6 +20,10 @@ def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(apply)
 
 
+def set_back() -> None:
+    """Importing this folder sets nothing."""
+
+
 @contextlib.contextmanager
 def cold() -> Iterator[None]:
     """Within it nothing is found again that JAX keeps in memory."""

@@ -39,6 +39,7 @@ _cells: set[tuple[str, str]] = set()
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also what is left out for its time")
+    parser.addoption("--stack", help="a file as for `python -m implementations check`: tests/tools/test_check.py on it")
 
 
 def pytest_configure(config):

@@ -3,7 +3,7 @@
 from tf_while.alternatives import ALTERNATIVES, LAYER_FORMS
 from tf_while.autodiff import compile_gradient, gradient
 from tf_while.decoding import decode, empty_cache
-from tf_while.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
+from tf_while.edges import as_leaf, cold, compile, from_numpy, set_back, settings, to_numpy, versions, wait
 from tf_while.graph import UNITS, compile_seconds, graph_size, program_count
 from tf_while.layers import LAYERS, init_layers
 from tf_while.outside import AROUND, OPS, profile_names
@@ -66,6 +66,7 @@ __all__ = [
     "compile_seconds",
     "program_count",
     "compile",
+    "set_back",
     "cold",
     "from_numpy",
     "to_numpy",

@@ -109,6 +109,10 @@ def stateful(graph: tf.Graph) -> Iterator[str]:
             yield operation
 
 
+def set_back() -> None:
+    """Importing this folder sets nothing."""
+
+
 @contextlib.contextmanager
 def cold() -> Iterator[None]:
     """Within it nothing is found again that was compiled before: TensorFlow keeps nothing."""

@@ -3,7 +3,7 @@
 from torch_compile.alternatives import ALTERNATIVES, LAYER_FORMS
 from torch_compile.autodiff import compile_gradient, gradient
 from torch_compile.decoding import decode, empty_cache
-from torch_compile.edges import as_leaf, cold, compile, from_numpy, settings, to_numpy, versions, wait
+from torch_compile.edges import as_leaf, cold, compile, from_numpy, set_back, settings, to_numpy, versions, wait
 from torch_compile.graph import UNITS, compile_seconds, graph_size, program_count
 from torch_compile.layers import LAYERS, init_layers
 from torch_compile.outside import AROUND, OPS, profile_names
@@ -66,6 +66,7 @@ __all__ = [
     "compile_seconds",
     "program_count",
     "compile",
+    "set_back",
     "cold",
     "from_numpy",
     "to_numpy",

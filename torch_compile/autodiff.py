@@ -18,7 +18,7 @@ from torch._guards import active_fake_mode
 from torch._higher_order_ops.utils import first_slice_copy, save_values_for_backward, saved_values
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from torch_compile.edges import compile
 from torch_compile.fallback import as_it_stands, check_seen
@@ -44,7 +44,8 @@ def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
         y = apply(*leaves)
         (cotangent,) = tangents_like("cotangent", (cotangent,), (y,), ("y",))
         # clone: without layers the cotangent itself would come back as dx
-        pairs = zip(tree_leaves(y), tree_leaves(cotangent), strict=True)
+        outputs, spec = tree_flatten(y)
+        pairs = zip(outputs, spec.flatten_up_to(cotangent), strict=True)  # a dict keeps no order
         moved = [(a, d.clone()) for a, d in pairs if a is not None and a.requires_grad]
         wrt = [a for a in tree_leaves(leaves) if a is not None and a.requires_grad]
         grads = iter(torch.autograd.grad([a for a, _ in moved], wrt, [d for _, d in moved], materialize_grads=True))

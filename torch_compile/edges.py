@@ -46,6 +46,11 @@ def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable
     )
 
 
+def set_back() -> None:
+    """Set back what importing this folder has set for the whole process (autodiff.py says why)."""
+    torch._functorch.config.donated_buffer = True
+
+
 @contextlib.contextmanager
 def cold() -> Iterator[None]:
     """Within it no file is found again that Inductor keeps; after it all are."""

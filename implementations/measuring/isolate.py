@@ -17,22 +17,25 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from implementations import ROOT
 from implementations.progress import Report
-from implementations.results.records import Measured, from_json
+from implementations.results.records import Checked, Measured, from_json
+
+Result = TypeVar("Result", Measured, Checked)
 
 
 def measure(name: str, arguments: Sequence[str], timeout: float, tell: Report) -> Measured:
     """The result that `implementations.measuring.measure` prints for implementation `name`."""
-    return run(name, [sys.executable, "-m", "implementations.measuring.measure", name, *arguments], timeout, tell)
+    command = [sys.executable, "-m", "implementations.measuring.measure", name, *arguments]
+    return run(Measured, name, command, timeout, tell)
 
 
-def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> Measured:
+def run(kind: type[Result], name: str, command: Sequence[str], timeout: float, tell: Report) -> Result:
     """The result that `command` prints; what goes wrong there becomes its status and reason."""
-    result: Measured | None = None
-    wrong, done, total = "", 0, 1
+    result: Result | None = None
+    wrong, what, done, total = "", "the start", 0, 1
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C reaches this process alone, and what the child has started can be ended with it.
         process = subprocess.Popen(
@@ -50,11 +53,11 @@ def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> Meas
             assert process.stdout is not None
             for event in _events(process.stdout):
                 if event["event"] == "progress":
-                    done, total = int(event["done"]), int(event["total"])
-                    tell(done, total, str(event["what"]))
+                    done, total, what = int(event["done"]), int(event["total"]), str(event["what"])
+                    tell(done, total, what)
                 elif event["event"] == "result":
                     try:
-                        result = from_json(Measured, event.get("result"))
+                        result = from_json(kind, event.get("result"))
                     except ValueError as error:
                         wrong = f"its result is not what is expected: {error}"
                     break  # what the child has started may keep its end of the pipe open
@@ -63,16 +66,16 @@ def run(name: str, command: Sequence[str], timeout: float, tell: Report) -> Meas
         finally:
             clock.cancel()
             _end(process)
-        if result and result.name == name:
+        if result is not None and result.name == name:
             if process.returncode < 0 and process.returncode != -signal.SIGTERM:
                 text = f"ended by signal {signal.Signals(-process.returncode).name} after its result"
-                result = replace(result, problems=(*result.problems, text))
+                result = replace(result, problems=(*result.problems, text))  # type: ignore[union-attr]  # it is one
             tell(total, total, result.status)
             return result
         tell(done, total, "failed")
-        ended = f"given up after {timeout:g} s" if late.is_set() else f"exit status {process.returncode}, no result"
-        ended = wrong or ended
-        return Measured(name=name, status="failed", reason=f"{_tail(log)}\n{ended}".strip())
+        ended = f"given up after {timeout:g} s, at {what}" if late.is_set() else f"exit status {process.returncode}"
+        ended = wrong or (ended if late.is_set() else f"{ended}, no result")
+        return kind(name=name, status="failed", reason=f"{_tail(log)}\n{ended}".strip())
 
 
 def _events(lines: IO[str]) -> Iterator[dict[str, Any]]:

@@ -120,12 +120,22 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + f'<section id="limits"><h2>What is not measured</h2><ul>{_limits(results)}</ul></section>\n'
     )
     command = escape(results.provenance.get("command", "python -m implementations"))
+    made = f"Made by <code>{command}</code>. The numbers of this page: <code>results.json</code> beside it."
+    return _document(TITLE, f"{body}<footer>{made}</footer>\n")
+
+
+def page_of(title: str, shown: Sequence[Table]) -> str:
+    """A page of tables alone."""
+    sections = "".join(f"<section><h2>{escape(table.title)}</h2>{_table(table)}</section>\n" for table in shown)
+    return _document(title, f"<h1>{escape(title)}</h1>\n{sections}")
+
+
+def _document(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{TITLE}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}"
-        f"<footer>Made by <code>{command}</code>. The numbers behind this page: <code>results.json</code> beside it."
-        "</footer>\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}"
+        "</main>\n</body>\n</html>\n"
     )
 
 

@@ -227,6 +227,43 @@ class Measured(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One row of a check of anybody's stack."""
+
+    section: str
+    row: str
+    verdict: str  # "yes", "refused" (it raises), "wrong" or "not offered"
+    words: str = ""  # what it raises, or what is wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Run):
+    """What `python -m implementations check` finds of one file."""
+
+    name: str
+    problems: tuple[str, ...] = ()
+    framework: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    rows: tuple[Verdict, ...] = ()
+    known: dict[str, str] | None = None  # row -> what the file declares of it
+    seconds: float = 0.0
+
+    @property
+    def deviations(self) -> list[str]:
+        """Every row that is wrong without being known to be, and every one that differs from what is known."""
+        found = []
+        for row in self.rows:
+            known, raised = (self.known or {}).get(row.row), row.words.partition(":")[0]
+            observed = raised if row.verdict == "refused" else row.verdict
+            if known is None and (row.verdict == "wrong" or (row.verdict == "refused" and self.known is not None)):
+                found.append(f"{row.row}: {row.verdict}: {row.words}")
+            elif known is not None and known.rpartition(".")[2] != observed:
+                found.append(f"{row.row}: known as {known}, observed {observed}")
+        unknown = (self.known or {}).keys() - {row.row for row in self.rows}
+        return [*found, *(f"{row}: known, but there is no such row" for row in sorted(unknown))]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Capability:
     capability: str
     states: tuple[str, ...]

@@ -18,7 +18,8 @@ from implementations.results.records import Measured, to_json
 def child(script: str, timeout: float = 30.0) -> tuple[Measured, list[tuple[int, int, str]]]:
     told: list[tuple[int, int, str]] = []
     head = "import json, os, subprocess, sys, time\n"
-    result = isolate.run("jax_scan", [sys.executable, "-c", head + script], timeout, lambda *said: told.append(said))
+    command = [sys.executable, "-c", head + script]
+    result = isolate.run(Measured, "jax_scan", command, timeout, lambda *said: told.append(said))
     return result, told
 
 
