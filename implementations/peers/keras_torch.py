@@ -1,0 +1,18 @@
+"""Keras: `keras.ops.scan` on its torch backend. https://keras.io/api/ops/core/
+
+Bridged: params and xs go in as one tree.
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"
+
+from keras import ops
+
+FRAMEWORK = "torch"
+
+
+def scan_layers(layer, stacked_params, init, xs=None, *, reverse=False, unroll=1):
+    if xs is None:
+        return ops.scan(layer, init, stacked_params, reverse=reverse, unroll=unroll)
+    return ops.scan(lambda c, s: layer(c, *s), init, (stacked_params, xs), reverse=reverse, unroll=unroll)
