@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -40,6 +41,8 @@ def ours(implementation: Implementation) -> Candidate:
 def read(path: Path) -> tuple[Candidate, dict[str, str] | None]:
     """The stack that a file defines, and what it says is not so: row -> "wrong" or the name of an exception.
 
+    LIBRARY, if it has one, is the package whose version is shown first.
+
     Raises:
         BadFile: there is no such file, it raises, or what it defines is not what is asked for.
         ModuleNotFoundError: it imports a library that is not installed.
@@ -62,9 +65,10 @@ def read(path: Path) -> tuple[Candidate, dict[str, str] | None]:
     tools = load(folder)
     if not is_built_on_ours:
         tools.set_back()  # nothing that our folders set may make another stack look better than it is
-    return Candidate(
-        tools, path.stem, own.pop("scan_layers"), framework=framework, **own
-    ), None if known is None else dict(known)
+    library = getattr(module, "LIBRARY", None)
+    versions = {library: importlib.metadata.version(library)} if library else {}
+    own |= {"framework": framework, "versions": lambda: versions | tools.versions()}
+    return Candidate(tools, path.stem, own.pop("scan_layers"), **own), None if known is None else dict(known)
 
 
 def _imported(path: Path) -> Any:

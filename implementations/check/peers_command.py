@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Writes peers.json and index.html. Exit status 0: what is found here judges nobody.",
     )
     made.add_argument("names", nargs="*", help=f"only these. Of: {known}")
+    made.add_argument("--readme", action="store_true", help="write the counts into implementations/README.md too")
     made.add_argument("--out", type=Path, default=Path("report/peers"), metavar="FOLDER", help="default: report/peers")
     made.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="for each; default: 900")
     return made
@@ -55,6 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     files.replace(options.out / "peers.json", json.dumps(plain, indent=1) + "\n")
     tables = [counts(checked, date), wrong(checked), matrix(checked)]
     files.replace(options.out / "index.html", html.page_of("The stacks that people use, and the shared checks", tables))
+    if options.readme:
+        readme = ROOT / "implementations" / "README.md"
+        begin, end = "<!-- peers -->\n", "<!-- /peers -->"
+        before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
+        _, _, after = rest.partition(end)
+        files.replace(readme, f"{before}{begin}{in_markdown(counts(checked, date))}{end}{after}")
     console.print(f"Written: {options.out}/index.html, {options.out}/peers.json.", highlight=False)
     return 0
 
@@ -72,10 +79,22 @@ def counts(checked: Sequence[Checked], date: str) -> Table:
             cells.append(f"{said} {BAD}" if found["wrong"] else said)
         kinds = Counter(row.verdict for row in each.rows)
         last = [str(kinds[kind]) for kind in ("refused", "wrong")] if each.rows else [each.status, each.reason]
-        rows.append([each.name, ", ".join(each.versions.values())[:14], *(cells or [NONE] * len(sections)), *last])
+        rows.append(
+            [
+                each.name,
+                " ".join(next(iter(each.versions.items()), ("", ""))),
+                *(cells or [NONE] * len(sections)),
+                *last,
+            ]
+        )
     note = f"{date}. Rows that are right, of those that the library offers; {BAD}: another is wrong without an error."
     columns = ("", "version", *sections, "refused", "wrong")
     return Table("capabilities", "Who does what", columns, "ll" + "r" * (len(columns) - 2), rows, note)
+
+
+def in_markdown(table: Table) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{table.note}\n"
 
 
 def wrong(checked: Sequence[Checked]) -> Table:

@@ -5,6 +5,7 @@ Bridged: params and xs go in as one tree. Users of Equinox filter a module and c
 
 import equinox.internal as eqxi
 
+LIBRARY = "equinox"
 FRAMEWORK = "jax"
 
 

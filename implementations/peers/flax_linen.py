@@ -5,6 +5,7 @@ Bridged: a module whose one variable is the layer's params.
 
 from flax import linen as nn
 
+LIBRARY = "flax"
 FRAMEWORK = "jax"
 
 

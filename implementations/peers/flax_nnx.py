@@ -5,6 +5,7 @@ Bridged: params and xs go in as one tree.
 
 from flax import nnx
 
+LIBRARY = "flax"
 FRAMEWORK = "jax"
 
 

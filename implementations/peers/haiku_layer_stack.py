@@ -7,6 +7,7 @@ import haiku as hk
 import jax
 from jax import numpy as jnp
 
+LIBRARY = "dm-haiku"
 FRAMEWORK = "jax"
 
 

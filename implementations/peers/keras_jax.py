@@ -9,6 +9,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 from keras import ops
 
+LIBRARY = "keras"
 FRAMEWORK = "jax"
 
 

@@ -9,6 +9,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 from keras import ops
 
+LIBRARY = "keras"
 FRAMEWORK = "tensorflow"
 
 

@@ -9,6 +9,7 @@ os.environ["KERAS_BACKEND"] = "torch"
 
 from keras import ops
 
+LIBRARY = "keras"
 FRAMEWORK = "torch"
 
 
