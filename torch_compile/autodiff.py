@@ -1,10 +1,8 @@
 """The framework's ordinary autodiff from outside, and the rule by which it goes through a stack.
 
 torch's scan operator has a gradient of its own, which is silently wrong for a loss as common as `.sum()`, copies every
-stack, and does not compose with `torch.func`. What JAX does for `jax.grad` is written out here instead: the layer
-and its derivative are traced once, as one graph, and cut in two. What the derivative reads of the layer is kept by the
-loop forwards, so that no layer runs twice. What is at hand anyway is read again: slices of the stack, what the layer
-closes over, and what depends on neither carry nor chance, as a causal mask or a cast of parameters does.
+stack, and does not compose with `torch.func`. What JAX does for `jax.grad` is written out here instead: the layer and
+its derivative are traced once, as one graph, and cut in two (residuals.py), so that no layer runs twice.
 Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
 """
 
@@ -43,12 +41,13 @@ def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
         leaves = map_arrays(lambda a: a.detach().requires_grad_(a.is_floating_point() or a.is_complex()), args)
         y = apply(*leaves)
         (cotangent,) = tangents_like("cotangent", (cotangent,), (y,), ("y",))
-        # clone: without layers the cotangent itself would come back as dx
         outputs, spec = tree_flatten(y)
         pairs = zip(outputs, spec.flatten_up_to(cotangent), strict=True)  # a dict keeps no order
+        # clone: without layers the cotangent itself would come back as dx
         moved = [(a, d.clone()) for a, d in pairs if a is not None and a.requires_grad]
+        of, cotangents = [a for a, _ in moved], [d for _, d in moved]
         wrt = [a for a in tree_leaves(leaves) if a is not None and a.requires_grad]
-        grads = iter(torch.autograd.grad([a for a, _ in moved], wrt, [d for _, d in moved], materialize_grads=True))
+        grads = iter(torch.autograd.grad(of, wrt, cotangents, materialize_grads=True) if wrt else ())
         dargs = map_arrays(lambda a: next(grads) if a.requires_grad else None, leaves)
         return map_arrays(torch.Tensor.detach, y), *dargs
 

@@ -79,14 +79,8 @@ def counts(checked: Sequence[Checked], date: str) -> Table:
             cells.append(f"{said} {BAD}" if found["wrong"] else said)
         kinds = Counter(row.verdict for row in each.rows)
         last = [str(kinds[kind]) for kind in ("refused", "wrong")] if each.rows else [each.status, each.reason]
-        rows.append(
-            [
-                each.name,
-                " ".join(next(iter(each.versions.items()), ("", ""))),
-                *(cells or [NONE] * len(sections)),
-                *last,
-            ]
-        )
+        version = " ".join(next(iter(each.versions.items()), ("", "")))
+        rows.append([each.name, version, *(cells or [NONE] * len(sections)), *last])
     note = f"{date}. Rows that are right, of those that the library offers; {BAD}: another is wrong without an error."
     columns = ("", "version", *sections, "refused", "wrong")
     return Table("capabilities", "Who does what", columns, "ll" + "r" * (len(columns) - 2), rows, note)
