@@ -34,7 +34,9 @@ h2, footer {{ border-top: 1px solid var(--grid) }}
 p, figcaption, li {{ max-width: 46rem }}
 a {{ color: var(--link) }}
 code, pre {{ font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }}
-.claim {{ font-size: clamp(1.05rem, 2.4vw, 1.25rem); line-height: 1.5; margin: 0 0 1.25rem }}
+.claim {{ font-size: clamp(1rem, 2.2vw, 1.15rem); line-height: 1.5; margin: 0 0 1.25rem; max-width: 56rem }}
+.claim dt {{ font-weight: 650; margin-top: .6rem }}
+.claim dd {{ margin: 0 }}
 .verdict {{ border-left: 4px solid var(--good); background: var(--wash); padding: .6rem 1rem; margin: 0 0 1.75rem }}
 .verdict.bad {{ border-color: var(--bad); color: inherit; font-weight: inherit }}
 .verdict ul {{ margin: .25rem 0; padding-left: 1.2rem; overflow-wrap: anywhere }}
@@ -67,6 +69,10 @@ tbody + tbody > tr:first-child > * {{ border-top: 1px solid var(--grid) }}
 .none {{ color: var(--muted) }}
 .swatch {{ font-weight: 650 }}
 footer {{ margin-top: 3.5rem; padding-top: 1rem }}
+summary {{ cursor: pointer }}
+summary h2 {{ display: inline-block; margin: 0; padding-top: .6rem; border: 0; font-size: 1.1rem }}
+details {{ border-top: 1px solid var(--grid); padding-bottom: .6rem }}
+@media print {{ details::details-content {{ content-visibility: visible; block-size: auto }} }}
 @media (max-width: 860px) {{
   .panels {{ grid-template-columns: minmax(0, 1fr) }}
   th, td {{ padding: .3rem .5rem }}
@@ -81,10 +87,14 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
     shown = {table.name: table for table in tables.tables(results)}
     drawn = figures.figures(results) if drawn is None else drawn
 
-    def section(name: str, *parts: str) -> str:
+    def section(name: str, *parts: str, is_folded: bool = True) -> str:
+        """Folded, but for what answers the three questions."""
         body = "".join(part for part in parts if part)
-        title = escape(shown[name].title) if name in shown else ""
-        return f'<section id="{name}"><h2>{title}</h2>{body}</section>\n' if body and title else ""
+        if not body or name not in shown:
+            return ""
+        title = f"<h2>{escape(shown[name].title)}</h2>"
+        inside = f"<details><summary>{title}</summary>{body}</details>" if is_folded else title + body
+        return f'<section id="{name}">{inside}</section>\n'
 
     def table(name: str, titled: bool = False) -> str:
         heading = f"<h3>{escape(shown[name].title)}</h3>" if titled and name in shown else ""
@@ -96,14 +106,14 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
     body = (
         f"<h1>{TITLE}</h1>\n"
         f'<p class="note">{_summary_of_provenance(results)}</p>\n'
-        f'<p class="claim">{escape(claim(results))}</p>\n'
+        f"{_answers(results)}\n"
         f"{_verdict(results)}\n"
         f'<div class="cards">{"".join(_card(measured) for measured in results.implementations)}</div>\n'
+        + section("numerics", table("numerics"), is_folded=False)
+        + section("sizes", figure("graph-size"), table("sizes"), is_folded=False)
+        + section("steps", table("steps"), is_folded=False)
         + section("provenance", table("provenance"))
-        + section("numerics", table("numerics"))
-        + section("sizes", figure("graph-size"), table("sizes"))
         + section("programs", figure("programs"), table("programs"))
-        + section("steps", table("steps"))
         + section("compile", figure("compile-time"), table("compile"))
         + section("run", figure("run-time"), table("run"))
         + section("worth", figure("worth"), table("worth"))
@@ -137,6 +147,41 @@ def _document(title: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}"
         "</main>\n</body>\n</html>\n"
     )
+
+
+def _answers(results: Results) -> str:
+    """The reader's three questions, each answered in a sentence, as far as the data bear it out."""
+    if results.mode == "bench":
+        return f'<p class="claim">{escape(claim(results))}</p>'
+    answers = {
+        "Is it equal?": _equal(results),
+        "Is it one size?": claim(results),
+        "What does it cost me?": _cost(results),
+    }
+    said = "".join(f"<dt>{question}</dt><dd>{escape(answer)}</dd>" for question, answer in answers.items() if answer)
+    return f'<dl class="claim">{said}</dl>'
+
+
+def _equal(results: Results) -> str:
+    found = [record for measured in results.ran for record in measured.numerics]
+    worst, wrong = summary.worst(found), sum(not record.ok for record in found)
+    if not worst:
+        return ""
+    if wrong:
+        return f"No: {wrong:,} of {len(found):,} comparisons with NumPy float64 are beyond their bound."
+    return (
+        f"Yes: in {len(found):,} comparisons with NumPy float64 the worst error is {wording.number(worst.ratio)} "
+        f"standard deviations of rounding; {worst.allowed:g} are allowed."
+    )
+
+
+def _cost(results: Results) -> str:
+    steps = [(m.name, row) for m in results.ran for row in bench_facts.steps(m)[:1]]
+    if not steps:
+        return ""
+    ratios = [f"{wording.spread(bench_facts.against(row, 'unrolled'))} ({name})" for name, row in steps]
+    layers = _list(sorted({f"{row.N} layers of {row.layer}" for _, row in steps}))
+    return f"A training step of {layers} takes {_list(ratios)} times as long as unrolled."
 
 
 def claim(results: Results) -> str:

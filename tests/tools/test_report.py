@@ -87,6 +87,15 @@ def test_headline_is_computed() -> None:
     assert "jax_scan," not in other.partition(";")[0]
 
 
+def test_the_first_screen_answers_three_questions():
+    text = html.page(results(), {})
+    answers = re.findall(r"<dt>(Is it equal\?|Is it one size\?)</dt><dd>(\w+)", text)  # cost: test_report_bench.py
+    assert answers == [("Is it equal?", "Yes"), ("Is it one size?", "1")]
+    assert text.index("Is it one size?") < text.index("<h2>")
+    off = replace(results().ran[0], numerics=(replace(results().ran[0].numerics[0], ok=False),))
+    assert "No: 1 of 1 comparisons with NumPy float64 are" in page(replace(results(), implementations=(off,)))
+
+
 def test_same_results_same_page_and_captions_are_computed() -> None:
     assert figures.figures(results())["compile-time"] == drawn()["compile-time"]
     assert "Every rolled line is flat" in drawn()["graph-size"].caption

@@ -124,6 +124,7 @@ def test_a_training_step_is_the_first_timing_with_a_row_for_each_form() -> None:
     ]
     assert timings == ["steps", "compile", "run"]
     assert "0.5×</dt><dd>time of a training step, rolled against unrolled: mlp, 8 layers" in page(everything)
+    assert "<dt>What does it cost me?</dt><dd>A training step of 8 layers of mlp takes 0.5" in page(everything)
 
 
 def test_alternatives_stand_beside_the_rolled_form() -> None:
