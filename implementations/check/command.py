@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.json and not options.json.parent.is_dir():  # said now, not after the run
+        parser().error(f"--json: no such folder: {options.json.parent}")
     checked = check(options.file, options.timeout)
     if checked.status != "ok":
         print(checked.reason, *filter(None, [checked.install]), sep="\n", file=sys.stderr)

@@ -196,6 +196,12 @@ def test_a_file_that_cannot_be_checked_says_why(tmp_path, text, words):
     assert not (tmp_path / "mine.json").exists()
 
 
+def test_where_nothing_can_be_written_is_said_before_the_run(tmp_path):
+    done = run(tmp_path, "while True: pass", "--json", str(tmp_path / "none" / "mine.json"))
+    assert done.returncode == 2
+    assert f"--json: no such folder: {tmp_path / 'none'}" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["while True: pass", f"{RIGHT}\ndef scan_layers(*args):\n    while True: pass"])
 def test_a_file_that_never_returns_is_given_up(tmp_path, text):
     done = run(tmp_path, text, "--timeout", "6", "--json", str(tmp_path / "mine.json"))
