@@ -154,6 +154,7 @@ def test_the_reader_of_imports_sees_them():
 ROOMS = "", "results", "checkpoints", "report", "check", "peers", "minilm", "measuring", "top"
 # commands, which put the rooms together
 TOP = {"compare.py", "__main__.py", "measuring/bench_command.py", "check/command.py", "check/peers_command.py"}
+TOP |= {"checkpoint.py", "checkpoint_files.py"}  # names of before the rooms
 
 
 def room(file):
