@@ -1,4 +1,4 @@
-"""`implementations/checkpoints/checkpoint_files.py` by the name that it had before the rooms: users' programs use it."""
+"""`implementations/checkpoints/checkpoint_files.py` by the name that it had before the rooms: programs have it."""
 
 from implementations.checkpoints.checkpoint_files import stack_file, unstack_file
 
