@@ -5,7 +5,7 @@ A cell that ends with BAD is not as declared; a dash means that this was not mea
 
 from __future__ import annotations
 
-from implementations import wording
+from implementations import ROOT, wording
 from implementations.report import tables_bench, tables_sizes, tables_times, tables_trained
 from implementations.report.table import NONE, Table, flag
 from implementations.results import summary
@@ -52,13 +52,22 @@ def provenance(results: Results) -> Table:
     rows = [[key, value] for key, value in results.provenance.items()]
     for measured in results.implementations:
         if measured.status == "ok":
-            parts = [f"{key} {value}" for key, value in measured.versions.items()]
+            parts = [f"{key} {value}{_untested(key, value)}" for key, value in measured.versions.items()]
             parts += [f"{key}: {value or 'unset'}" for key, value in measured.settings.items()]
             rows.append([measured.name, " · ".join(parts)])
         else:
             advice = f"\ninstall: {measured.install}" if measured.install else ""
             rows.append([measured.name, f"{measured.status}: {measured.reason.strip()}{advice}"])
     return Table("provenance", "What these numbers depend on", ("", ""), "ll", rows)
+
+
+def _untested(package: str, version: str) -> str:
+    """Words for another release than constraints.txt has, with which all of this is tested. It is not refused."""
+    pins = (
+        line.strip().partition("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    )
+    tested = {name: pinned for name, _, pinned in pins}.get(package, version)
+    return "" if version.partition("+")[0] == tested.partition("+")[0] else f" (tested: {tested})"
 
 
 def numerics(results: Results) -> Table:

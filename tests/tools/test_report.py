@@ -193,6 +193,14 @@ def test_tables_fit_and_cut_nothing(width: int) -> None:
                 assert word in text
 
 
+@pytest.mark.parametrize(
+    ("version", "words"), [("2.13.0+cpu", "torch 2.13.0+cpu"), ("2.99.0", "torch 2.99.0 (tested: 2.13.0)")]
+)
+def test_a_release_that_is_not_tested_is_said(version: str, words: str) -> None:
+    found = results(replace(results().ran[0], versions={"torch": version}, settings={}))
+    assert tables.tables(found)[0].rows[-1] == ["jax_scan", words]
+
+
 def test_provenance_stands_before_any_number() -> None:
     assert tables.tables(results())[0].name == "provenance"
     assert printed(results()).index("a processor, 2 cores") < printed(results()).index("1.25")
