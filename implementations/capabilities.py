@@ -19,8 +19,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from implementations import NAMES, ROOT, files
 
-BEGIN, END = "<!-- capabilities -->", "<!-- /capabilities -->"
-
 
 class Yes(NamedTuple):
     note: str = ""  # shown as yes* with a footnote in the report
@@ -191,15 +189,6 @@ def table(whole: bool) -> str:
     return "\n".join(lines)
 
 
-def rewritten(text: str, whole: bool) -> str:
-    """`text` with a fresh block between the two markers; ValueError where they are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected a block between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table(whole)}\n{END}{after}"
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m implementations capabilities", description="Rewrite the capability tables of the READMEs."
@@ -209,7 +198,7 @@ def main(arguments: Sequence[str]) -> int:
     stale = 0
     for path, whole in ((ROOT / "README.md", False), (ROOT / "implementations" / "README.md", True)):
         text = path.read_text(encoding="utf-8")
-        fresh = rewritten(text, whole)
+        fresh = files.with_block(text, "capabilities", table(whole))
         if options.check and fresh != text:
             print(f"{path.relative_to(ROOT)}: the table is stale: python -m implementations capabilities")
             stale = 1

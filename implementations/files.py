@@ -16,6 +16,16 @@ def replace(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def with_block(text: str, name: str, inside: str) -> str:
+    """`text` with `inside` between the two markers of the block `name`; ValueError where they are missing."""
+    marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not (begin and end):
+        raise ValueError(f"expected a block between {marks[0]} and {marks[1]}")
+    return f"{before}{begin}\n{inside}\n{end}{after}"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """An empty file that becomes `path` in one step at the end of the block; on any error leave what was there."""

@@ -58,9 +58,9 @@ def covered_by(item):
 
 def as_declared(row, name):
     """What is expected of a test of that cell: strictly the exception of a `No`; nothing where it is not applicable."""
-    state = (
-        declared(row, name) if row in TABLE and name in NAMES else None
-    )  # which tests/house/test_capabilities.py says
+    if row not in TABLE or name not in NAMES:  # which tests/house/test_capabilities.py says
+        return
+    state = declared(row, name)
     if isinstance(state, NotApplicable):
         yield pytest.mark.skip(reason=f"not applicable: {state.reason}")
     if isinstance(state, No) and importlib.util.find_spec(REQUIRES[name]):

@@ -1,6 +1,6 @@
 """Layers, each a scan body: `layer(carry, params) -> (new_carry, y)`.
 
-The same functions in the same order as in the other frameworks' `layers.py`; right is what `reference/layers.py` says.
+The same layers in the same order as in the other frameworks' `layers.py`; right is what `reference/layers.py` says.
 What frameworks choose differently by default (precision, eps, flavours) is explicit in every layer. Shapes are checked,
 in the words of `reference/shapes.py`; those of `dense` by its stack.
 Source: https://www.tensorflow.org/api_docs/python/tf/einsum (of attention; TensorFlow itself has no fused one)

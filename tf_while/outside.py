@@ -1,4 +1,4 @@
-"""What users put around a stack, in its own words, and the operations that layers of checks are written in.
+"""What users put around a stack, in the words of the framework, and the operations that checks write layers in.
 
 Of the transforms, `apply(w, x)` is a stack of arrays, and tw, tx are tangents of w and x. Second order is that of
 |apply(w, x)|^2 / 2, times the tangents.

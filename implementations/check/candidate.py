@@ -26,7 +26,7 @@ class Candidate:
 
     def __init__(self, tools: Implementation, name: str, scan_layers: Callable[..., Any], **own: Any) -> None:
         self.tools, self.__name__, self.scan_layers = tools, name, scan_layers
-        self.offered = _offered(scan_layers)
+        self.offered = _offered(scan_layers) | own.keys()
         vars(self).update(own)
 
     def __getattr__(self, name: str) -> Any:
@@ -35,7 +35,8 @@ class Candidate:
 
 def ours(implementation: Implementation) -> Candidate:
     """The stack of a framework folder."""
-    return Candidate(implementation, implementation.__name__, implementation.scan_layers)  # type: ignore[attr-defined]
+    name = implementation.__name__  # type: ignore[attr-defined]
+    return Candidate(implementation, name, implementation.scan_layers, unroll_layers=implementation.unroll_layers)
 
 
 def read(path: Path) -> tuple[Candidate, dict[str, str] | None]:

@@ -58,10 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     files.replace(options.out / "index.html", html.page_of("The stacks that people use, and the shared checks", tables))
     if options.readme:
         readme = ROOT / "implementations" / "README.md"
-        begin, end = "<!-- peers -->\n", "<!-- /peers -->"
-        before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
-        _, _, after = rest.partition(end)
-        files.replace(readme, f"{before}{begin}{in_markdown(counts(checked, date))}{end}{after}")
+        text = readme.read_text(encoding="utf-8")
+        files.replace(readme, files.with_block(text, "peers", in_markdown(counts(checked, date))))
     console.print(f"Written: {options.out}/index.html, {options.out}/peers.json.", highlight=False)
     return 0
 
@@ -88,7 +86,7 @@ def counts(checked: Sequence[Checked], date: str) -> Table:
 
 def in_markdown(table: Table) -> str:
     rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{table.note}\n"
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{table.note}"
 
 
 def wrong(checked: Sequence[Checked]) -> Table:

@@ -14,7 +14,7 @@ from typing import Any
 
 from implementations.check import rows
 from implementations.check.candidate import BadFile, Candidate, read
-from implementations.check.rows import Row, words
+from implementations.check.row import Row, words
 from implementations.environment import pin
 from implementations.results.records import Checked, Verdict, to_json
 
@@ -29,7 +29,10 @@ def verdict(row: Row, candidate: Candidate) -> Verdict:
         return Verdict(section=row.section, row=row.name, verdict="not offered", words=words(error))
     except Exception as error:
         return Verdict(section=row.section, row=row.name, verdict="refused", words=words(error))
-    said = row.wrong(found)
+    try:
+        said = row.wrong(found)
+    except Exception as error:  # what came out is nothing that can be compared
+        said = f"cannot be compared: {words(error)}"
     return Verdict(section=row.section, row=row.name, verdict="wrong" if said else "yes", words=said)
 
 

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from implementations import wording
-from implementations.interface import Apply, Array, Implementation
-from implementations.measuring.programs import leaves, rebuilt
+from implementations.interface import Apply, Array, Implementation, Tree
 from implementations.measuring.timing import first_call, interleave, on_cpu, peak_bytes, product, reader
 from implementations.results import bench_facts
 from implementations.results.bench_facts import RAW
 from implementations.results.records import FORMS, LIMIT, PROGRAMS, Case, Time
 from reference.cases import DTYPES, layer_carry, layer_params
 from reference.shapes import PARAMS
+from reference.stack import tree_map
 
 TRIES = 3
 FEW_LAYERS = 8  # whose compilation says how long that of N takes
@@ -74,12 +74,12 @@ def batched_dense(y: Array, w: Array) -> tuple[Array, None]:
 
 
 class Problem(NamedTuple):
-    params: list[Array]  # flat
+    params: Tree
     x: Array
     mask: Array | None
     cotangent: Array  # of the result, which has the shape of x
     weights: list[np.ndarray]  # those of the params that are factors of a product
-    update: Callable[..., tuple[Array, ...]]  # compiled once for all forms
+    update: Callable[[Tree, Tree], Tree]  # compiled once for all forms
 
 
 def steps(implementation: Implementation, cases: tuple[Case, ...]) -> int:
@@ -102,17 +102,12 @@ def forms(implementation: Implementation, case: Case, mask: Array | None) -> dic
     stacks = implementation.LAYER_FORMS
     if not case.is_step:
         stacks = {form: (stacks[form][0], implementation.compile) for form in FORMS}
-    return {form: (flat_stack(case, stack(layer), mask), compiler) for form, (stack, compiler) in stacks.items()}
+    return {form: (masked(stack(layer), mask), compiler) for form, (stack, compiler) in stacks.items()}
 
 
-def flat_stack(case: Case, stack: Callable[[Any, Any], Any], mask: Array | None) -> Apply:
-    """The stack as a function of its flat params and x. The mask is closed over: it has no gradient."""
-
-    def apply(*flat: Array) -> Array:
-        params, x = rebuilt(PARAMS[case.layer], iter(flat[:-1])), flat[-1]
-        return stack(params, x) if mask is None else stack(params, {"x": x, "mask": mask})["x"]
-
-    return apply
+def masked(stack: Callable[[Any, Any], Any], mask: Array | None) -> Apply:
+    """The stack as a function of its params and x. The mask is closed over: it has no gradient."""
+    return stack if mask is None else lambda params, x: stack(params, {"x": x, "mask": mask})["x"]
 
 
 def measure_case(
@@ -190,13 +185,13 @@ def problem(implementation: Implementation, case: Case) -> Problem:
         carry = layer_carry(case.layer, case.N, B=case.batch, **case.sizes)
     x, mask = (carry["x"], carry["mask"]) if isinstance(carry, dict) else (carry, None)
     dtype = DTYPES[case.dtype]
-    arrays = [array.astype(dtype, copy=False) for array in leaves(params)]
-    weights = [array for array, axes in zip(arrays, leaves(PARAMS[case.layer]), strict=True) if "->" in axes]
-    flat = [implementation.from_numpy(array) for array in arrays]
+    params = tree_map(lambda array: array.astype(dtype, copy=False), params)
+    weights: list[np.ndarray] = []
+    tree_map(lambda axes, array: weights.append(array) if "->" in axes else None, PARAMS[case.layer], params)
     cotangent = rng.standard_normal(x.shape).astype(dtype)
     x, cotangent = (implementation.from_numpy(array.astype(dtype, copy=False)) for array in (x, cotangent))
     return Problem(
-        flat,
+        tree_map(implementation.from_numpy, params),
         x,
         None if mask is None else implementation.from_numpy(mask),
         cotangent,
@@ -208,7 +203,7 @@ def problem(implementation: Implementation, case: Case) -> Problem:
 def limit(implementation: Implementation, case: Case, posed: Problem) -> Callable[[], Any]:
     """Reading the weights once, or one product of the whole batch with as many numbers."""
     if case.is_single:
-        return reader(implementation, posed.params[0])
+        return reader(implementation, posed.params)
     _, d = case.width
     flat = np.concatenate([array.reshape(-1) for array in posed.weights])
     rng = np.random.default_rng(case.N)
@@ -226,22 +221,21 @@ def program(
     else:
         run = compiler(apply) if compiler else apply
         run = implementation.gradient(run) if backward else run
-    call = partial(run, *posed.params, posed.x, *([posed.cotangent] if backward else ()))
+    call = partial(run, posed.params, posed.x, *([posed.cotangent] if backward else ()))
     return train(posed, call) if case.program == "training step" else call
 
 
-def update(*arrays: Array) -> tuple[Array, ...]:
-    """The params a step down: of params and gradients."""
-    count = len(arrays) // 2
-    return tuple(arrays[i] - RATE * arrays[count + i] for i in range(count))
+def update(params: Tree, dparams: Tree) -> Tree:
+    """The params a step down."""
+    return tree_map(lambda p, d: p - RATE * d, params, dparams)
 
 
 def train(posed: Problem, gradient: Callable[[], Any]) -> Callable[[], Any]:
     """A training step: two compiled functions, the gradient and the update of the params, timed together."""
 
     def step() -> Any:
-        _, *dparams, _ = gradient()
-        return posed.update(*posed.params, *dparams)
+        _, dparams, _ = gradient()
+        return posed.update(posed.params, dparams)
 
     return step
 
@@ -250,7 +244,7 @@ def compile_seconds(
     implementation: Implementation, case: Case, apply: Apply, posed: Problem, times: int = 1
 ) -> list[float]:
     cotangent = None if case.program == "forward" else posed.cotangent
-    return implementation.compile_seconds(apply, *posed.params, posed.x, cotangent=cotangent, times=times)
+    return implementation.compile_seconds(apply, posed.params, posed.x, cotangent=cotangent, times=times)
 
 
 def estimated_seconds(implementation: Implementation, case: Case, form: str, patience: float) -> float:

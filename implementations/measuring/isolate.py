@@ -73,8 +73,9 @@ def run(kind: type[Result], name: str, command: Sequence[str], timeout: float, t
             tell(total, total, result.status)
             return result
         tell(done, total, "failed")
-        ended = f"given up after {timeout:g} s, at {what}" if late.is_set() else f"exit status {process.returncode}"
-        ended = wrong or (ended if late.is_set() else f"{ended}, no result")
+        if late.is_set():
+            wrong = f"given up after {timeout:g} s, at {what}"
+        ended = wrong or f"exit status {process.returncode}, no result"
         return kind(name=name, status="failed", reason=f"{_tail(log)}\n{ended}".strip())
 
 

@@ -184,7 +184,7 @@ def measure_depth(
             start = time.perf_counter()
             counts = implementation.graph_size(
                 apply,
-                *posed.params,
+                posed.params,
                 posed.x,
                 cotangent=posed.cotangent if gradient else None,
                 # torch has to build and run for it; and for the gradient of its own loop, whose sizes a run alone tells
@@ -221,7 +221,7 @@ def dense(program: str, N: int) -> Case:
 def problem(implementation: Implementation, N: int) -> tuple[Any, Any, Any]:
     """Weights [N, D, D], x [D] and cotangent [D] in float32."""
     posed = bench.problem(implementation, dense("gradient", N))
-    return posed.params[0], posed.x, posed.cotangent
+    return posed.params, posed.x, posed.cotangent
 
 
 def narrowed(mode: Mode, depths: tuple[int, ...], layers: list[str]) -> Mode:

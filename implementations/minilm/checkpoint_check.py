@@ -132,26 +132,22 @@ def compare(
     )
 
 
-def flat_params(implementation: Implementation, N: int) -> list[Any]:
-    """The arrays of N layers, the six of the checkpoint over and over, one after the other."""
-    flat: list[Any] = []
-    tree_map(lambda array: flat.append(implementation.from_numpy(array)), model.repeated(model.load().params, N))
-    return flat
+def stacked_params(implementation: Implementation, N: int) -> Any:
+    """Those of N layers, the six of the checkpoint over and over."""
+    return tree_map(implementation.from_numpy, model.repeated(model.load().params, N))
 
 
-def size(implementation: Implementation, flat: Sequence[Any], of: Size) -> Size:
-    """`of`, counted: the stack of those `flat_params`, from x to the last hidden state, forward or gradient."""
-    layer, params = implementation.LAYERS[LAYER], model.load().params
+def size(implementation: Implementation, params: Any, of: Size) -> Size:
+    """`of`, counted: the stack of those `stacked_params`, from x to the last hidden state, forward or gradient."""
+    layer = implementation.LAYERS[LAYER]
     layers: Any = implementation.scan_layers if of.form == "rolled" else implementation.unroll_layers
 
-    def apply(*arrays: Any) -> Any:
-        *parts, x, kept = arrays  # all of floating point: the gradient program differentiates along each
-        rest = iter(parts)
-        return layers(layer, tree_map(lambda _: next(rest), params), {"x": x, "mask": kept > 0})[0]["x"]
+    def apply(params: Any, x: Any, kept: Any) -> Any:  # kept is of floating point: a mask has no derivative
+        return layers(layer, params, {"x": x, "mask": kept > 0})[0]["x"]
 
     x, kept = (implementation.from_numpy(np.ones(shape, np.float32)) for shape in ((B, T, model.WIDTH), (B, T)))
     cotangent = x if of.program == "gradient" else None
-    counts = implementation.graph_size(apply, *flat, x, kept, cotangent=cotangent, memory=False)
+    counts = implementation.graph_size(apply, params, x, kept, cotangent=cotangent, memory=False)
     return of.counted(of.N, counts)
 
 
@@ -167,10 +163,10 @@ def check(implementation: Implementation, gradients: bool, step: Callable[[str],
     compared = compare(hidden_states(implementation)(known.x, known.mask))
     sizes = []
     for N in DEPTHS:
-        flat = flat_params(implementation, N)
+        params = stacked_params(implementation, N)
         for of in programs(N, gradients):
             step(f"{model.NAME}, {of.form} N={N}" + (" gradient" if of.program == "gradient" else ""))
-            sizes.append(size(implementation, flat, of))
+            sizes.append(size(implementation, params, of))
     return replace(compared, sizes=tuple(sizes), seconds=time.perf_counter() - start)
 
 

@@ -1,7 +1,6 @@
 """TensorFlow: `tf.scan`. https://www.tensorflow.org/api_docs/python/tf/scan
 
-Bridged: it returns every carry, so the last of them is the result; it has no ys but the carry, so one run of the layer
-makes some of zeros to begin with.
+Bridged: it returns every carry, of which the last is the result; one run of the layer says what ys to begin with.
 """
 
 import tensorflow as tf

@@ -194,15 +194,15 @@ def test_48_layers_have_the_program_of_6():
 @functools.cache
 def sizes(N):
     implementation = loaded("jax_scan")
-    flat, programs = checkpoint_check.flat_params(implementation, N), checkpoint_check.programs(N, gradients=True)
-    rolled = [checkpoint_check.size(implementation, flat, of) for of in programs if of.form == "rolled"]
+    params, programs = checkpoint_check.stacked_params(implementation, N), checkpoint_check.programs(N, gradients=True)
+    rolled = [checkpoint_check.size(implementation, params, of) for of in programs if of.form == "rolled"]
     return [replace(size, N=0) for size in rolled]
 
 
 def test_unrolled_is_larger_and_has_no_loop():
     implementation = loaded("jax_scan")
-    flat, of = checkpoint_check.flat_params(implementation, 6), checkpoint_check.programs(6, gradients=True)[-1]
-    unrolled, rolled = checkpoint_check.size(implementation, flat, of), sizes(6)[0]
+    params, of = checkpoint_check.stacked_params(implementation, 6), checkpoint_check.programs(6, gradients=True)[-1]
+    unrolled, rolled = checkpoint_check.size(implementation, params, of), sizes(6)[0]
     assert (unrolled.form, unrolled.loops) == ("unrolled", 0)
     assert all(getattr(unrolled, level) > 3 * getattr(rolled, level) for level in LEVELS)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from implementations import ROOT, capabilities
-from implementations.check import rows
+from implementations.check import rows, rows_equal
 from implementations.check.candidate import Candidate, ours, read
 from implementations.check.dialect import ops_of
 from implementations.check.run import verdict
@@ -84,6 +84,10 @@ def casts_to_float32(o, scan):
     return run
 
 
+def widens_half_precision(o, scan):
+    return lambda layer, params, init, **how: scan(layer, o.cast(params, "float32"), o.cast(init, "float32"), **how)
+
+
 def unrolls_itself(o, scan):
     def run(layer, params, init, **how):
         for i in range(params.shape[0]):
@@ -126,6 +130,7 @@ MISTAKES = {
     ignores_reverse: "reverse",
     returns_ys_one_layer_late: "what each layer returns, in layer order",
     casts_to_float32: "forward",
+    widens_half_precision: "bfloat16",
     unrolls_itself: "one size at every N >= 2, forward",
     keeps_the_weights: "no copy of the weights is kept for the backward pass",
     takes_what_is_there: "parameters of unequal depth",
@@ -137,11 +142,28 @@ MISTAKES = {
 @pytest.mark.torch_backend("eager")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_wrong_in_its_row(implementation, mistake):
-    o = SimpleNamespace(**vars(ops_of(implementation)), weights=implementation.from_numpy(rows.W))
+    o = SimpleNamespace(**vars(ops_of(implementation)), weights=implementation.from_numpy(rows_equal.W))
     planted = Candidate(implementation, "planted", mistake(o, implementation.scan_layers))
     found = verdict(ROWS[MISTAKES[mistake]], planted)
     assert found.verdict == "wrong", found
     assert found.words
+
+
+@pytest.mark.parametrize("found", [None, {}])
+def test_no_result_is_wrong_and_no_end_of_the_check(implementation, found):
+    planted = Candidate(implementation, "planted", lambda *args: (found, None))
+    assert verdict(ROWS["forward"], planted).verdict == verdict(ROWS["bfloat16"], planted).verdict == "wrong"
+
+
+def test_readmes_say_how_many_rows_there_are_and_adapters_are_short():
+    assert f": {len(ROWS)} rows, half a minute in JAX." in (ROOT / "README.md").read_text()
+    adapters = [path for path in (ROOT / "implementations" / "peers").glob("*.py") if path.stem != "__init__"]
+    assert len(adapters) >= 14
+    for path in adapters:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 30, path.name
+        assert '\nFRAMEWORK = "' in text
+        assert "Bridged: " in text or "cloned" in text, path.name
 
 
 # The command.

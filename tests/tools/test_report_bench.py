@@ -19,14 +19,15 @@ import pytest
 from rich.console import Console
 
 from implementations import compare
+from implementations.check.dialect import flat
 from implementations.measuring import bench, bench_command, isolate, measure, modes, timing
-from implementations.measuring.programs import leaves, rebuilt
 from implementations.report import figures, html, tables
 from implementations.report.table import NONE, Table, renderable
 from implementations.results import bench_facts, deviations, worth
 from implementations.results.records import Case, Measured, Results, Time, from_json, to_json
 from reference import layers
 from reference.shapes import PARAMS
+from reference.stack import tree_map
 from tests.conftest import loaded
 from tests.support.synthetic import Page, bench_row, drawn, measured, page, printed, results, spoilt, with_all
 from tests.support.synthetic import bench as bench_rows
@@ -371,7 +372,7 @@ def test_programs_of_the_bench_are_right() -> None:
                 for name in ("gradient", "training step")
             }
             stepped = weights - bench.RATE * implementation.to_numpy(run["gradient"][1])
-            np.testing.assert_allclose(implementation.to_numpy(run["training step"][0]), stepped, rtol=1e-6)
+            np.testing.assert_allclose(implementation.to_numpy(run["training step"]), stepped, rtol=1e-6)
             assert np.abs(stepped - weights).max() > 0
 
 
@@ -379,8 +380,8 @@ def test_programs_of_the_bench_are_right() -> None:
 def test_a_training_step_is_the_same_in_every_form(implementation: Any) -> None:
     """Of NumPy's gradient, by hand: rolled, unrolled, and what users do instead."""
     posed = bench.problem(implementation, STEP)
-    stacked = [*map(implementation.to_numpy, posed.params)]
-    each = [rebuilt(PARAMS["mlp"], (array[i].astype(np.float64) for array in stacked)) for i in range(STEP.N)]
+    stacked = tree_map(implementation.to_numpy, posed.params)
+    each = [tree_map(lambda array, i=i: array[i].astype(np.float64), stacked) for i in range(STEP.N)]
     carries = [implementation.to_numpy(posed.x).astype(np.float64)]
     for own in each:
         carries.append(layers.mlp(carries[-1], own)[0])
@@ -393,7 +394,7 @@ def test_a_training_step_is_the_same_in_every_form(implementation: Any) -> None:
     assert list(chosen)[:2] == ["rolled", "unrolled"]
     for form, (apply, compiler) in chosen.items():
         stepped = bench.program(implementation, STEP, apply, compiler, posed)()
-        for got, before, *after in zip(stepped, stacked, *map(leaves, gradients), strict=True):
+        for got, before, *after in zip(*map(flat, (stepped, stacked, *gradients)), strict=True):
             moved = (before - implementation.to_numpy(got)) / bench.RATE
             np.testing.assert_allclose(moved, np.stack(after), rtol=1e-4, atol=5e-4, err_msg=form)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from implementations import NAMES, capabilities
+from implementations import NAMES, capabilities, files
 from implementations.measuring import isolate
 
 
@@ -41,7 +41,7 @@ def test_blocks_of_the_readmes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     short, whole = tmp_path / "README.md", tmp_path / "implementations" / "README.md"
     whole.parent.mkdir()
     for path in (short, whole):
-        path.write_text(f"before\n{capabilities.BEGIN}\nold\n{capabilities.END}\nafter\n", encoding="utf-8")
+        path.write_text("before\n<!-- capabilities -->\nold\n<!-- /capabilities -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr(capabilities, "ROOT", tmp_path)
     assert capabilities.main(["--check"]) == 1
     assert "old" in short.read_text(encoding="utf-8")
@@ -54,4 +54,4 @@ def test_blocks_of_the_readmes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "| remat=True | yes | yes | yes |" in whole.read_text(encoding="utf-8")
     assert set(text.splitlines()) < set(whole.read_text(encoding="utf-8").splitlines())
     with pytest.raises(ValueError, match="expected a block between"):
-        capabilities.rewritten("no markers", True)
+        files.with_block("no markers", "capabilities", capabilities.table(True))

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from implementations.check.dialect import flat
 from implementations.measuring import modes, programs
 from implementations.report import figures, html, tables
 from implementations.report.table import BAD
 from implementations.results import deviations, summary
 from implementations.results.records import Results
+from reference.stack import tree_map
 from tests.conftest import loaded
 from tests.support.synthetic import Page, changed, drawn, page, printed, results, spoilt, with_all
 from tests.support.synthetic import programs as general
@@ -171,9 +173,9 @@ def test_depths_suit_the_laws(mode: str) -> None:
     assert len(same) >= 2  # for the memory that a layer adds
     for layer, names in chosen.programs.items():
         assert set(names) <= set(programs.NAMES)
-        arrays = list(programs.arrays(layer, ("params", "init"), min(chosen.program_depths)))
-        assert min(array.size for array in arrays[:-1]) >= 1000
-        assert len(arrays[-1]) * min(chosen.program_depths) >= 1000  # the carries of all layers
+        params, carry = programs.inputs(layer, ("params", "carry"), min(chosen.program_depths))
+        assert min(array.size for array in flat(params)) >= 1000
+        assert len(carry) * min(chosen.program_depths) >= 1000  # the carries of all layers
 
 
 def test_programs_are_what_their_names_say() -> None:
@@ -184,11 +186,10 @@ def test_programs_are_what_their_names_say() -> None:
     def run(name: str) -> list[np.ndarray]:
         program = made[name]
         gradient = program.of.program == "gradient"
-        inputs = (*program.inputs, "cotangent") if gradient else program.inputs
-        flat = [implementation.from_numpy(array) for array in programs.arrays("mlp", inputs, 3)]
+        inputs = (*program.inputs, "carry") if gradient else program.inputs
         apply = implementation.gradient(program.apply) if gradient else program.apply
-        found = implementation.compile(apply)(*flat)
-        return [implementation.to_numpy(array) for array in (found if isinstance(found, tuple) else (found,))]
+        given = tree_map(implementation.from_numpy, programs.inputs("mlp", inputs, 3))
+        return flat(tree_map(implementation.to_numpy, implementation.compile(apply)(*given)))
 
     y, *gradients = run("gradient")
     for same in (name for name in made if name.startswith("gradient") or name == "vjp_layers"):
