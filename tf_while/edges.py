@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
-from tensorflow.python.ops import control_flow_util
-from tensorflow.python.saved_model import save_context
 
 from reference import arguments
+from tf_while.private import (
+    Tensor,
+    data_structures,
+    in_save_context,
+    in_xla,
+    leave_alone,
+    op_def_registry,
+)
 
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +41,7 @@ def fenced() -> Iterator[None]:
 
     def mark(operation: tf.Operation) -> str:
         if operation.type in ("Add", "AddV2", "AddN", "Sub") and not all(map(_is_constant, operation.inputs)):
-            operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
+            leave_alone(operation)
         return operation.device
 
     # a device function, because it is the one thing that graphs within this one inherit
@@ -56,12 +61,12 @@ def _is_constant(a: tf.Tensor) -> bool:
 
 def being_saved() -> bool:
     """Whether the graph that is being built is a gradient for a SavedModel, which holds no lists of TensorFlow's."""
-    return save_context.in_save_context()
+    return in_save_context()
 
 
 def compiled_by_xla() -> bool:
     """Whether the graph that is being built is part of a `tf.function(jit_compile=True)`."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return in_xla(tf.compat.v1.get_default_graph())
 
 
 def captured_within(captures: list[Any]) -> list[tuple[Any, Any]]:
@@ -133,11 +138,11 @@ def as_leaf(value: Any) -> arguments.Leaf | arguments.Branch | None:
     """Shape and dtype of an array, or a container that tf.nest knows, for the checks of arguments; else None.
 
     A variable is an array, Keras's too; what tf.Module makes of a dict or a list that it is given is one still."""
-    if isinstance(value, tf.__internal__.types.Tensor):
+    if isinstance(value, Tensor):
         shape = tf.TensorShape(value.shape)
         return arguments.Leaf(None if shape.rank is None else tuple(shape), tf.as_dtype(value.dtype).name)
     found = arguments.branch(value)
-    if found is None or found.kind.__module__ != "tensorflow.python.trackable.data_structures":
+    if found is None or found.kind.__module__ != data_structures.__name__:
         return found
     return found._replace(kind=dict if found.form == "{}" else list)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.compiler.xla.service import hlo_pb2
 
 from tf_while import programs, stack
 from tf_while.autodiff import Apply, gradient
+from tf_while.private import hlo_pb2
 
 UNITS = {
     "captured": "GraphDef nodes",

@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch._higher_order_ops.scan import scan
-from torch.utils import _pytree as pytree
 
 from torch_compile.edges import compile_with
 from torch_compile.layers import dense
+from torch_compile.private import pytree, scan
 from torch_compile.stack import scan_layers, unroll_layers
 
 Layer = Callable[..., tuple[Any, Any]]

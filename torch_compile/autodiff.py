@@ -12,16 +12,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._guards import active_fake_mode
-from torch._higher_order_ops.utils import first_slice_copy, save_values_for_backward, saved_values
 from torch.autograd.function import once_differentiable
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._pytree import tree_flatten, tree_leaves
 
 from torch_compile.edges import compile
 from torch_compile.fallback import as_it_stands, check_seen
 from torch_compile.loops import Plan, nothing, scan, scan_vjp, unrolled
 from torch_compile.primitive import Arrays, layers, let_inductor_count, lowered_by, owned, split
+from torch_compile.private import (
+    active_fake_mode,
+    below_autograd,
+    first_slice_copy,
+    functorch_config,
+    get_proxy_mode,
+    in_functorch,
+    pytree,
+    save_values_for_backward,
+    saved_values,
+)
 from torch_compile.residuals import differentiated, is_wanted, plain
 from torch_compile.trees import map_arrays, tangents_like
 
@@ -29,7 +36,7 @@ Apply = Callable[..., Any]
 
 # In a user's own compiled program Inductor may write into what the forward pass keeps while a scan of the backward pass
 # still reads it: gradients of a stack that is used three times would be silently wrong.
-torch._functorch.config.donated_buffer = False
+functorch_config.donated_buffer = False
 
 
 def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
@@ -41,12 +48,12 @@ def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
         leaves = map_arrays(lambda a: a.detach().requires_grad_(a.is_floating_point() or a.is_complex()), args)
         y = apply(*leaves)
         (cotangent,) = tangents_like("cotangent", (cotangent,), (y,), ("y",))
-        outputs, spec = tree_flatten(y)
+        outputs, spec = pytree.tree_flatten(y)
         pairs = zip(outputs, spec.flatten_up_to(cotangent), strict=True)  # a dict keeps no order
         # clone: without layers the cotangent itself would come back as dx
         moved = [(a, d.clone()) for a, d in pairs if a is not None and a.requires_grad]
         of, cotangents = [a for a, _ in moved], [d for _, d in moved]
-        wrt = [a for a in tree_leaves(leaves) if a is not None and a.requires_grad]
+        wrt = [a for a in pytree.tree_leaves(leaves) if a is not None and a.requires_grad]
         grads = iter(torch.autograd.grad(of, wrt, cotangents, materialize_grads=True) if wrt else ())
         dargs = map_arrays(lambda a: next(grads) if a.requires_grad else None, leaves)
         return map_arrays(torch.Tensor.detach, y), *dargs
@@ -65,7 +72,7 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
         return as_it_stands(differentiable, plan, stacked, init)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
-    if torch._C._are_functorch_transforms_active():  # which look into no operator like ours: layer by layer
+    if in_functorch():  # which look into no operator like ours: layer by layer
         return unrolled(plan.step, stacked, init, plan.reverse)
     check_seen(plan, torch.is_grad_enabled() and any(a.requires_grad for a in (*stacked, *init)))
 
@@ -86,7 +93,7 @@ def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, u
         new_carry, y = split(layer(*owned(carry), *map(first_slice_copy, stacked), *closed), len(carry))
         return [*owned(new_carry), *(a.expand(stacked[0].shape[0], *a.shape).clone() for a in y)]
     if not torch.is_grad_enabled() or not any(map(is_wanted, (*carry, *stacked, *closed))):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return _without_derivative(layer, carry, stacked, closed, reverse, unroll, remat)
     let_inductor_count()
     plan = Plan(layer, reverse, unroll, remat, rule=differentiated(layer, carry, stacked, closed, remat))

@@ -11,21 +11,28 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch._dynamo.eval_frame import skip_code
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._guards import TracingContext
-from torch._ops import HigherOrderOperator
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.forward_ad import unpack_dual
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointFunction
 
 from reference import arguments
 from torch_compile.edges import as_leaf
 from torch_compile.loops import Plan
 from torch_compile.primitive import Arrays, Seen, Step
+from torch_compile.private import (
+    CheckpointFunction,
+    FakeTensor,
+    FakeTensorMode,
+    HigherOrderOperator,
+    InstructionTranslator,
+    TorchDispatchMode,
+    TracingContext,
+    dynamo,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    memory_of,
+    pytree,
+    skip_code,
+)
 from torch_compile.trees import Layer, Structure, flatten, flatten_like, unflatten, with_floats
 
 
@@ -199,7 +206,7 @@ def _rules() -> Iterator[set[Any]]:
         yield rules
     for rule in rules:
         if has_jvp(rule):  # which Dynamo refuses to look into
-            torch._dynamo.allow_in_graph(rule)
+            dynamo.allow_in_graph(rule)
 
 
 def has_jvp(rule: Any) -> bool:
@@ -244,13 +251,13 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _inner(array: torch.Tensor) -> torch.Tensor:
-    while torch._C._functorch.is_functorch_wrapped_tensor(array):
-        array = torch._C._functorch.get_unwrapped(array)
+    while is_functorch_wrapped_tensor(array):
+        array = get_unwrapped(array)
     return array
 
 
 def _memory(array: torch.Tensor) -> int:
-    return _inner(array).untyped_storage()._cdata
+    return memory_of(_inner(array))
 
 
 # Within a user's own compiled function the run of the layer is traced into the program. It is looked at and taken out

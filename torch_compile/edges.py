@@ -12,11 +12,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.utils import fresh_cache
-from torch.utils import _pytree as pytree
 
 from reference import arguments
+from torch_compile.private import cache_dir, fresh_cache, functorch_config, pytree
 
 BACKEND = "inductor"  # what compiles; the tests also use a quicker one
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where arrays are made, as in JAX and TensorFlow
@@ -48,7 +46,7 @@ def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable
 
 def set_back() -> None:
     """Set back what importing this folder has set for the whole process (autodiff.py says why)."""
-    torch._functorch.config.donated_buffer = True
+    functorch_config.donated_buffer = True
 
 
 @contextlib.contextmanager

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from reference import arguments
 from torch_compile.loops import Plan, nothing, unrolled
 from torch_compile.primitive import Arrays, Step, split
+from torch_compile.private import in_forward_mode, in_functorch, pytree
 from torch_compile.programs import run_compiled
 from torch_compile.trees import with_floats
 
@@ -28,7 +28,7 @@ def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init:
     arrays, closed = [*stacked, *init], list(plan.seen.closed_over)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
-    if closed and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+    if closed and (in_functorch() or in_forward_mode()):
         return unrolled(plan.step, stacked, init, plan.reverse)
     arrays += closed
     wanted = tuple(torch.is_grad_enabled() and a.requires_grad for a in arrays)
@@ -117,7 +117,7 @@ class _Instead(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.instead:
-            args, kwargs = torch.utils._pytree.tree_map(lambda a: self.instead.get(id(a), a), (args, kwargs))
+            args, kwargs = pytree.tree_map(lambda a: self.instead.get(id(a), a), (args, kwargs))
         return function(*args, **(kwargs or {}))
 
 

@@ -16,14 +16,19 @@ from unittest.mock import patch
 
 import torch
 from functorch.compile import make_boxed_func
-from torch._dynamo.utils import counters
-from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.profiler import ProfilerActivity, profile
-from torch.utils import _pytree as pytree
 
 from torch_compile.autodiff import Apply, gradient
 from torch_compile.edges import OPTIONS, cold, compile
+from torch_compile.private import (
+    AsyncCompile,
+    compile_fx,
+    compile_fx_inner,
+    counters,
+    functorch_config,
+    inductor_config,
+    pytree,
+)
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
@@ -58,8 +63,7 @@ def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = T
         return compile_fx(graph, inputs, inner_compile=inner, config_patches=OPTIONS | {"cpp_wrapper": False})
 
     # AOTAutograd's cache would skip `inner`, and what is not built must be in none
-    functorch, inductor = torch._functorch.config, torch._inductor.config
-    with functorch.patch(enable_autograd_cache=False), inductor.patch(force_disable_caches=not memory):
+    with functorch_config.patch(enable_autograd_cache=False), inductor_config.patch(force_disable_caches=not memory):
         program = torch.compile(_fresh(apply), backend=record, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         _run(program, args, cotangent)
     counts = {

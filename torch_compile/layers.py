@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from reference import shapes
 from torch_compile.edges import DEVICE, as_leaf
+from torch_compile.private import pytree
 
 # TF32 is a global switch here, off by default: torch.set_float32_matmul_precision("highest").
 

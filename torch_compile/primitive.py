@@ -15,17 +15,34 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch._C import DispatchKey, _TorchDispatchModeKey
-from torch._dynamo.variables import higher_order_ops as dynamo
-from torch._guards import TracingContext
-from torch._higher_order_ops.scan import scan_op
-from torch._higher_order_ops.utils import first_slice_copy, redirect_to_mode
-from torch._ops import HigherOrderOperator
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensorMode, PythonFunctionalizeAPI
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.utils._python_dispatch import _pop_mode_temporarily
-from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
+
+from torch_compile.private import (
+    CachedMode,
+    CachingMode,
+    DispatchKey,
+    FakeTensorMode,
+    FunctionalTensorMode,
+    HigherOrderOperator,
+    LazyVariableTracker,
+    ModeKey,
+    ProxyTorchDispatchMode,
+    PythonFunctionalizeAPI,
+    TorchHigherOrderOperatorVariable,
+    TracingContext,
+    call_and_unflatten,
+    discard_graph_changes,
+    dynamo,
+    first_slice_copy,
+    get_dispatch_mode,
+    inlined,
+    make_attr,
+    pop_mode,
+    redirect_to_mode,
+    scan_op,
+    speculate_subgraph,
+    unpack_iterable,
+    variables_of_operators,
+)
 
 Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
@@ -82,12 +99,12 @@ def scan_operator(
 
     number, nothing = torch.scalar_tensor(first, dtype=torch.int64), torch.empty((steps, 0))
     values = [number, *owned(carry), *joined(rows)], [nothing], tuple(joined(read))
-    functional = torch._C._get_dispatch_mode(_TorchDispatchModeKey.FUNCTIONAL)
+    functional = get_dispatch_mode(ModeKey.FUNCTIONAL)
     if functional is None:
         _, *out = scan_op(flat, *values)
     else:  # which would take the writing for a mistake
         api = PythonFunctionalizeAPI(functional)
-        with _pop_mode_temporarily(_TorchDispatchModeKey.FUNCTIONAL):  # type: ignore[arg-type]
+        with pop_mode(ModeKey.FUNCTIONAL):  # type: ignore[arg-type]
             out = scan_op(flat, *api.unwrap_tensors(values))  # type: ignore[arg-type]
         _, *out = api.wrap_tensors(out)
     return out[: len(carry)], split(out[len(carry) :], *num_rows[:-1])
@@ -167,24 +184,24 @@ def lowered_by(above: Callable[..., Any], below: Callable[..., Any]) -> None:
                 return below(*args)
 
         layers.py_impl(kind)(within)
-    for around in (_CachingTorchDispatchMode, _CachedTorchDispatchMode):  # torch.utils.checkpoint around a stack
+    for around in (CachingMode, CachedMode):  # torch.utils.checkpoint around a stack
         redirect_to_mode(layers, around)
         redirect_to_mode(scan_op, around)
 
 
-class _Variable(dynamo.TorchHigherOrderOperatorVariable):
+class _Variable(TorchHigherOrderOperatorVariable):
     """How Dynamo captures `layers`: the layer as a graph of its own, with what it closes over as inputs."""
 
     _HOP_NAME = "layers"
     _ALLOW_FALLBACK_TO_EAGER = False
 
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
-        body, carry, stacked, _, *options = dynamo.LazyVariableTracker.realize_all((args, kwargs))[0]
-        carry, stacked = (dynamo.unpack_iterable(tx, part) for part in (carry, stacked))
-        with dynamo.discard_graph_changes(tx):
+        body, carry, stacked, _, *options = LazyVariableTracker.realize_all((args, kwargs))[0]
+        carry, stacked = (unpack_iterable(tx, part) for part in (carry, stacked))
+        with discard_graph_changes(tx):
             first = [a.call_method(tx, "clone", args=[], kwargs={}) for a in carry]
-            first += [dynamo._make_inlined(tx, first_slice_copy)(a) for a in stacked]
-        (_, spec), graph, closed_over = dynamo.speculate_subgraph(
+            first += [inlined(tx, first_slice_copy)(a) for a in stacked]
+        (_, spec), graph, closed_over = speculate_subgraph(
             tx,
             body,
             first,
@@ -198,11 +215,11 @@ class _Variable(dynamo.TorchHigherOrderOperatorVariable):
         proxies = [[a.as_proxy() for a in part] for part in (carry, stacked)]
         # an int of the user's may be open in the program: here its value counts
         values = [o.as_python_constant() if o.is_python_constant() else o.evaluate_expr() for o in options]
-        given = dynamo.make_attr(tx, name), *proxies, list(closed_over), *values
-        return dynamo._call_function_and_unflatten_output(tx, layers, given, {}, None, spec, None)
+        given = make_attr(tx, name), *proxies, list(closed_over), *values
+        return call_and_unflatten(tx, layers, given, {}, None, spec, None)
 
 
-dynamo._hop_name_to_variable_class["layers"] = _Variable
+variables_of_operators["layers"] = _Variable
 
 
 def let_inductor_count() -> None:
@@ -220,6 +237,6 @@ def let_inductor_count() -> None:
 @torch.compiler.assume_constant_result  # so it runs while a program is traced, and once
 def let_gradients_be_traced(is_traced: bool) -> bool:
     """Let Dynamo take `torch.autograd.grad` into the program that is being traced, or not; what was so before."""
-    was = torch._dynamo.config.trace_autograd_ops
-    torch._dynamo.config.trace_autograd_ops = is_traced
+    was = dynamo.config.trace_autograd_ops
+    dynamo.config.trace_autograd_ops = is_traced
     return was

@@ -20,6 +20,7 @@ from reference.made_of import Same, made_of
 from torch_compile import edges
 from torch_compile.loops import Plan
 from torch_compile.primitive import Arrays, joined
+from torch_compile.private import FailOnRecompileLimitHit, dynamo, memory_of
 
 MAX_PROGRAMS = 128  # those used last
 _programs: OrderedDict[Hashable, _Program] = OrderedDict()
@@ -79,10 +80,10 @@ class _Program:
         for i, axis in self.open:
             # torch specialises on 0 and 1; and where not more layers than a step holds, there is no loop
             if arrays[i].shape[axis] > (self.span if axis == 0 and i < self.num_stacked else 1):
-                torch._dynamo.maybe_mark_dynamic(arrays[i], axis)
+                dynamo.maybe_mark_dynamic(arrays[i], axis)
         try:
             return self.compiled(plan, *arrays)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight programs: begin again
+        except FailOnRecompileLimitHit:  # eight programs: begin again
             self.compiled = self._compile()
             return self.compiled(plan, *arrays)
 
@@ -96,5 +97,5 @@ def _dense(array: torch.Tensor) -> torch.Tensor:
 
 def _apart(arrays: Arrays) -> Arrays:
     """A copy of what shares memory with another: the operator refuses a body that closes over both."""
-    memory = [array.untyped_storage()._cdata for array in arrays]
+    memory = [memory_of(array) for array in arrays]
     return [array.clone() if memory.index(memory[i]) < i else array for i, array in enumerate(arrays)]

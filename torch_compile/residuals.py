@@ -14,16 +14,21 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch._functorch.partitioners import CheckpointPolicy, min_cut_rematerialization_partition
-from torch._higher_order_ops.partitioner import HopJointGraph
-from torch._higher_order_ops.utils import first_slice_copy, materialize_as_graph
-from torch._ops import HigherOrderOperator
-from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.traceback import preserve_node_meta
 
 from torch_compile.loops import Rule
 from torch_compile.primitive import Arrays, owned, split
+from torch_compile.private import (
+    CheckpointPolicy,
+    FunctionalTensorMode,
+    HigherOrderOperator,
+    HopJointGraph,
+    disable_proxy_modes_tracing,
+    dispatch_functionalize,
+    first_slice_copy,
+    materialize_as_graph,
+    min_cut_rematerialization_partition,
+)
 from torch_compile.trees import real
 
 Graph = torch.fx.GraphModule

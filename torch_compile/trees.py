@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
 
 from reference import arguments
 from torch_compile.edges import as_leaf, plain
 from torch_compile.primitive import Arrays
+from torch_compile.private import pytree
 
 Layer = Callable[..., tuple[Any, Any]]
 

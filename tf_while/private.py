@@ -1,0 +1,22 @@
+"""What this folder uses of TensorFlow that TensorFlow does not call public: the place where a release breaks it."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from reference.releases import names_of
+
+with names_of("tensorflow"):
+    from tensorflow.compiler.xla.service import hlo_pb2
+    from tensorflow.python.framework import op_def_registry
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as in_xla
+    from tensorflow.python.saved_model.save_context import in_save_context
+    from tensorflow.python.trackable import data_structures
+
+    Tensor = tf.__internal__.types.Tensor  # arrays, variables, and Keras's
+    _ = tf.Operation._set_attr  # looked up now, for the same words
+
+
+def leave_alone(operation: tf.Operation) -> None:
+    """Keep TensorFlow's graph optimiser from rewriting this operation."""
+    operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
