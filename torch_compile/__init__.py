@@ -1,4 +1,4 @@
-"""The layer stack by torch's scan operator. The names and their order: `implementations/interface.py`."""
+"""The layer stack by the operator of `torch.while_loop`. The names and their order: `implementations/interface.py`."""
 
 from torch_compile.alternatives import ALTERNATIVES, LAYER_FORMS
 from torch_compile.autodiff import compile_gradient, gradient

@@ -1,11 +1,11 @@
-"""The scan operator made safe: each mend stands here once, with its reason. JAX needs none of them.
+"""The operator of `torch.while_loop` made safe: each mend stands here once, with its reason. JAX needs none of them.
 
     for t in range(count):
         carry = body(carry, t)          # reads stacks at any index, and writes its results into rows at any index
 
 A whole stack of layers is one operator of our own in a captured program, `layers`: so that what is made of it, loops
 and derivative, is Python which runs while the program is lowered (`autodiff.py`). Trees are flat lists here.
-Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
+Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/while_loop.py
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_compile.private import (
+    below_autograd,
     CachedMode,
     CachingMode,
     DispatchKey,
@@ -38,10 +39,10 @@ from torch_compile.private import (
     make_attr,
     pop_mode,
     redirect_to_mode,
-    scan_op,
     speculate_subgraph,
     unpack_iterable,
     variables_of_operators,
+    while_loop_op,
 )
 
 Arrays = list[torch.Tensor]
@@ -76,37 +77,39 @@ def loop(
                 carry = body(p + way * j if j else p, carry, rows, read)
             return carry
 
-        return scan_operator(several, first, steps, way * size, carry, rows, read)
+        return while_loop(several, first, steps, way * size, carry, rows, read)
 
     carry, rows = times(first, whole, unroll, carry, rows)
     return times(first + way * whole * unroll, left_over, 1, carry, rows) if left_over else (carry, rows)
 
 
-def scan_operator(
-    body: Body, first: Any, steps: int, by: int, carry: Arrays, rows: Any, read: Any
-) -> tuple[Arrays, Any]:
+def while_loop(body: Body, first: Any, steps: int, by: int, carry: Arrays, rows: Any, read: Any) -> tuple[Arrays, Any]:
     """The operator: carry = body(p, carry, rows, read) for p = first, first + by, ...: so many steps.
 
-    It carries p, so as to read any index of a stack, and the rows, to be written in place: what it slices and what it
-    returns by itself comes in the order of its steps, and for a loop from the last layer to the first all stacks would
-    have to be flipped, and so copied."""
+    The rows are carried too, to be written in place. Numbers that may be open in the program are arrays: a body must
+    not close over them."""
     num_rows, num_read = [len(part) for part in rows], [len(part) for part in read]
+    ends = slice(len(carry) + sum(num_rows), len(carry) + sum(num_rows) + 1)
 
-    def flat(number: torch.Tensor, *arrays: Any) -> Arrays:
-        carry_, rows_, _, read_ = split(arrays, len(carry), sum(num_rows), 1)
+    def goes_on(number: torch.Tensor, *given: Any) -> Any:
+        return number.item() != given[ends][0].item()
+
+    def flat(number: torch.Tensor, *given: Any) -> tuple[Any, ...]:
+        carry_, rows_, _, read_ = split(given, len(carry), sum(num_rows), 1)
         new_carry = body(number.item(), carry_, split(rows_, *num_rows[:-1]), split(read_, *num_read[:-1]))
-        return [number + by, *owned(new_carry), *rows_]
+        return number + by, *owned(new_carry), *rows_
 
-    number, nothing = torch.scalar_tensor(first, dtype=torch.int64), torch.empty((steps, 0))
-    values = [number, *owned(carry), *joined(rows)], [nothing], tuple(joined(read))
+    number, end = (torch.scalar_tensor(i, dtype=torch.int64) for i in (first, first + steps * by))
+    values = (number, *owned(carry), *joined(rows)), (end, *joined(read))
     functional = get_dispatch_mode(ModeKey.FUNCTIONAL)
-    if functional is None:
-        _, *out = scan_op(flat, *values)
-    else:  # which would take the writing for a mistake
-        api = PythonFunctionalizeAPI(functional)
-        with pop_mode(ModeKey.FUNCTIONAL):  # type: ignore[arg-type]
-            out = scan_op(flat, *api.unwrap_tensors(values))  # type: ignore[arg-type]
-        _, *out = api.wrap_tensors(out)
+    with below_autograd():
+        if functional is None:
+            _, *out = while_loop_op(goes_on, flat, *values)
+        else:  # which would take the writing for a mistake
+            api = PythonFunctionalizeAPI(functional)
+            with pop_mode(ModeKey.FUNCTIONAL):  # type: ignore[arg-type]
+                out = while_loop_op(goes_on, flat, *api.unwrap_tensors(values))  # type: ignore[arg-type]
+            _, *out = api.wrap_tensors(out)
     return out[: len(carry)], split(out[len(carry) :], *num_rows[:-1])
 
 
@@ -124,7 +127,7 @@ def split(arrays: Any, *counts: int) -> list[list[Any]]:
 
 
 def owned(arrays: Any) -> Arrays:
-    """Copies in memory and order of their own: scan refuses outputs that alias inputs and carries of other strides."""
+    """Copies in memory and order of their own: the operator refuses outputs that alias inputs, and other strides."""
     return [a.clone(memory_format=torch.contiguous_format) for a in arrays]
 
 
@@ -186,7 +189,7 @@ def lowered_by(above: Callable[..., Any], below: Callable[..., Any]) -> None:
         layers.py_impl(kind)(within)
     for around in (CachingMode, CachedMode):  # torch.utils.checkpoint around a stack
         redirect_to_mode(layers, around)
-        redirect_to_mode(scan_op, around)
+        redirect_to_mode(while_loop_op, around)
 
 
 class _Variable(TorchHigherOrderOperatorVariable):
@@ -223,10 +226,10 @@ variables_of_operators["layers"] = _Variable
 
 
 def let_inductor_count() -> None:
-    """Let Inductor read a number from an array, in the one program that is being traced.
+    """Let the counter of a loop, an array, be read as a number in the one program that is being traced.
 
-    It makes a while loop of the scan, and reads its counter. torch allows that under fullgraph=True alone; elsewhere
-    every program with a scan would stop at a DataDependentOutputException. The setting that would allow it for the
+    torch allows that under fullgraph=True alone; elsewhere every program with a stack would stop at a
+    DataDependentOutputException. The setting that would allow it for the
     whole process, torch._dynamo.config.capture_scalar_outputs, also changes where a user's own code breaks graphs."""
     context = TracingContext.try_get()
     shapes = context.fake_mode.shape_env if context and context.fake_mode else None

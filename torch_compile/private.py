@@ -37,7 +37,7 @@ with names_of("torch"):
     from torch._functorch.partitioners import CheckpointPolicy, min_cut_rematerialization_partition
     from torch._guards import TracingContext, active_fake_mode
     from torch._higher_order_ops.partitioner import HopJointGraph
-    from torch._higher_order_ops.scan import scan, scan_op
+    from torch._higher_order_ops.scan import scan
     from torch._higher_order_ops.utils import (
         first_slice_copy,
         materialize_as_graph,
@@ -45,6 +45,7 @@ with names_of("torch"):
         save_values_for_backward,
         saved_values,
     )
+    from torch._higher_order_ops.while_loop import while_loop_op
     from torch._inductor import config as inductor_config
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner

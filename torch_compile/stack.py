@@ -1,14 +1,14 @@
-"""N layers for the graph of one, by torch's scan operator, after `jax_scan/stack.py`.
+"""N layers for the graph of one, by the operator of `torch.while_loop`, after `jax_scan/stack.py`.
 
     y = x
     for w in weights:
         y = w @ y
 
 The loop above traces N products into the program; the scan traces one, whatever N is, forward and backward. torch
-compiles one program for all N >= 2, and one for N = 1. The operator does not compose with `torch.func` from outside,
-and its own gradient is silently wrong for a loss as common as `.sum()`, so `autodiff.py` gives the stack a gradient of
-its own: a second scan, of the layer's derivative.
-Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_higher_order_ops/scan.py (not a public name yet)
+compiles one program for all N >= 2, and one for N = 1. Its scan operator is private, and its gradient silently wrong
+for a loss as common as `.sum()`: the scan is a `while_loop` that reads row i of the stacks here, and `autodiff.py` gives
+it a gradient of its own, a second loop, of the layer's derivative.
+Source: https://docs.pytorch.org/docs/2.13/higher_order_ops/while_loop.html
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return [torch.matmul(w, y)], []
 
     with named_scope("scan_layers"):  # the name of the stack in a profile
-        # The scan operator (primitive.py), in a loop each way (loops.py): its own gradient is wrong.
+        # The while loop itself: primitive.py; one each way: loops.py.
         (y,), _ = differentiable(Plan(body, num_params=1), [weights], [x])
     return y
 
