@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_compile.private import (
-    below_autograd,
     CachedMode,
     CachingMode,
     DispatchKey,
@@ -30,6 +29,7 @@ from torch_compile.private import (
     PythonFunctionalizeAPI,
     TorchHigherOrderOperatorVariable,
     TracingContext,
+    below_autograd,
     call_and_unflatten,
     discard_graph_changes,
     dynamo,
