@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test peers lint format clean
+.PHONY: compare test peers versions lint format clean
 
 compare: $(READY)  ## measure and compare what is installed; writes report/
 	$(BIN)/python -m implementations $(ARGS)
@@ -12,6 +12,9 @@ test: $(READY)  ## the shared tests
 
 peers: .venv-peers/.ready  ## the shared checks on the stacks of other libraries; writes report/peers/
 	.venv-peers/bin/python -m implementations peers $(ARGS)
+
+versions: $(READY)  ## the tests in other releases of the frameworks; writes report/versions/
+	$(BIN)/python -m implementations versions $(ARGS)
 
 lint: $(READY)  ## style, types, and that the README's generated blocks are current
 	$(BIN)/ruff check .
@@ -24,7 +27,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-peers report build *.egg-info
+	rm -rf .venv .venv-peers .venv-versions report build *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=(
             "Writes index.html (one self-contained page), results.json and figures/*.svg into the output folder. "
             "Exit status: 0 if everything observed is as declared, 1 if something is not, 2 for wrong arguments, 130 "
-            "after Ctrl-C. Other commands, each with --help: bench, check, peers, embed, capabilities, "
-            "stack-checkpoint, unstack-checkpoint."
+            "after Ctrl-C. Other commands, each with --help: bench, check, peers, versions, embed, "
+            "capabilities, stack-checkpoint, unstack-checkpoint."
         ),
     )
     modes = made.add_mutually_exclusive_group()

@@ -26,6 +26,10 @@ def with_block(text: str, name: str, inside: str) -> str:
     return f"{before}{begin}\n{inside}\n{end}{after}"
 
 
+def replace_block(path: Path, name: str, inside: str) -> None:
+    replace(path, with_block(path.read_text(encoding="utf-8"), name, inside))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """An empty file that becomes `path` in one step at the end of the block; on any error leave what was there."""

@@ -6,8 +6,12 @@ import contextlib
 import importlib.metadata
 from collections.abc import Iterator
 
-# The oldest and the newest: pyproject.toml has the same, and `make versions` runs them.
-TESTED = {"jax": ("0.10.2", "0.10.2"), "torch": ("2.13.0", "2.13.0"), "tensorflow": ("2.21.0", "2.21.0")}
+# From the oldest to the newest, as the ranges in pyproject.toml are; `make versions` runs them all.
+TESTED = {
+    "jax": ("0.8.3", "0.9.2", "0.10.2"),
+    "torch": ("2.13.0", "2.14.1"),
+    "tensorflow": ("2.19.1", "2.20.0", "2.21.0"),
+}
 
 
 @contextlib.contextmanager
@@ -20,7 +24,6 @@ def names_of(package: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, AttributeError) as error:
-        oldest, newest = TESTED[package]
         what = str(error).partition(" (")[0]  # without the place of a file
-        release = importlib.metadata.version(package)
-        raise ImportError(f"{package} {release}: {what}; tested with {package} {oldest} to {newest}") from error
+        release, tested = importlib.metadata.version(package), ", ".join(TESTED[package])
+        raise ImportError(f"{package} {release}: {what}; tested with {package} {tested}") from error

@@ -22,7 +22,6 @@ from torch_compile.private import (
     active_fake_mode,
     below_autograd,
     first_slice_copy,
-    functorch_config,
     get_proxy_mode,
     in_functorch,
     pytree,
@@ -33,10 +32,6 @@ from torch_compile.residuals import differentiated, is_wanted, plain
 from torch_compile.trees import map_arrays, tangents_like
 
 Apply = Callable[..., Any]
-
-# In a user's own compiled program Inductor may write into what the forward pass keeps while a scan of the backward pass
-# still reads it: gradients of a stack that is used three times would be silently wrong.
-functorch_config.donated_buffer = False
 
 
 def gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:

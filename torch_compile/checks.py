@@ -26,6 +26,7 @@ from torch_compile.private import (
     InstructionTranslator,
     TorchDispatchMode,
     TracingContext,
+    arguments_of,
     dynamo,
     get_unwrapped,
     is_functorch_wrapped_tensor,
@@ -155,7 +156,7 @@ class _Recorder(TorchDispatchMode):
         outputs = operator(*args, **(kwargs or {}))
         if isinstance(operator, HigherOrderOperator):
             return outputs
-        schema = operator._schema.arguments
+        schema = arguments_of(operator)
         given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
         given |= {argument.name: value for argument, value in zip(schema, args, strict=False)} | (kwargs or {})
         # by their schema: with a rate of 0, or not in training, they draw nothing

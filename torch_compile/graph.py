@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from functorch.compile import make_boxed_func
 from torch.profiler import ProfilerActivity, profile
 
 from torch_compile.autodiff import Apply, gradient
@@ -27,6 +26,7 @@ from torch_compile.private import (
     counters,
     functorch_config,
     inductor_config,
+    make_boxed_func,
     pytree,
 )
 

@@ -34,6 +34,7 @@ from torch_compile.private import (
     discard_graph_changes,
     dynamo,
     first_slice_copy,
+    functorch_config,
     get_dispatch_mode,
     inlined,
     make_attr,
@@ -44,6 +45,10 @@ from torch_compile.private import (
     variables_of_operators,
     while_loop_op,
 )
+
+# In a user's own compiled program Inductor may write into what the forward pass keeps while a loop of the backward pass
+# still reads it: gradients of a stack that is used three times would be silently wrong.
+functorch_config.donated_buffer = False
 
 Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)

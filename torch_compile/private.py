@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from reference.releases import names_of
 
 with names_of("torch"):
+    from functorch.compile import make_boxed_func
     from torch import _dynamo as dynamo
     from torch._C import DispatchKey
     from torch._C import _are_functorch_transforms_active as in_functorch
@@ -63,7 +64,8 @@ with names_of("torch"):
     from torch.utils.checkpoint import _CachingTorchDispatchMode as CachingMode
 
     # attributes, looked up now for the same words
-    _ = forward_ad._current_level, torch.UntypedStorage._cdata, HopJointGraph._mark_complex_exprs_as_must_recompute
+    _ = forward_ad._current_level, torch.UntypedStorage._cdata, torch.ops.aten.mm.default._schema
+    recompute_complex = HopJointGraph._mark_complex_exprs_as_must_recompute
 
 
 def in_forward_mode() -> bool:
@@ -73,3 +75,7 @@ def in_forward_mode() -> bool:
 def memory_of(array: torch.Tensor) -> int:
     """The same for arrays that share memory, also where they have no values."""
     return array.untyped_storage()._cdata
+
+
+def arguments_of(operator: torch._ops.OpOverload) -> list[torch.Argument]:
+    return operator._schema.arguments

@@ -28,6 +28,7 @@ from torch_compile.private import (
     first_slice_copy,
     materialize_as_graph,
     min_cut_rematerialization_partition,
+    recompute_complex,
 )
 from torch_compile.trees import real
 
@@ -142,7 +143,7 @@ def _functional(function: Any, arrays: Arrays) -> Graph:
 
 def _partitioned(joint: Graph, num_inputs: int, num_outputs: int, num_carry: int) -> tuple[Graph, Graph]:
     """The layer, which also returns what its derivative reads, and the derivative."""
-    HopJointGraph(joint, num_inputs, num_outputs, functionalized=True)._mark_complex_exprs_as_must_recompute()
+    recompute_complex(HopJointGraph(joint, num_inputs, num_outputs, functionalized=True))
     arguments = joint.graph.find_nodes(op="placeholder")
     moving = {*arguments[:num_carry], *arguments[num_inputs:]}
     for node in joint.graph.nodes:

@@ -5,9 +5,8 @@
         y = w @ y
 
 The loop above traces N products into the program; the scan traces one, whatever N is, forward and backward. torch
-compiles one program for all N >= 2, and one for N = 1. Its scan operator is private, and its gradient silently wrong
-for a loss as common as `.sum()`: here the scan is a `while_loop` that reads row i of the stacks, and `autodiff.py` gives
-it a gradient of its own, a second loop, of the layer's derivative.
+compiles one program for all N >= 2, and one for N = 1. Its scan operator is private, and its gradient silently wrong:
+here a scan is a `while_loop` that reads row i of the stacks, and its gradient a second one (autodiff.py).
 Source: https://docs.pytorch.org/docs/2.13/higher_order_ops/while_loop.html
 """
 

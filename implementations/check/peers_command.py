@@ -14,7 +14,7 @@ from rich.console import Console
 from implementations import ROOT, files
 from implementations.check.command import SHOWN, check
 from implementations.report import html
-from implementations.report.table import BAD, NONE, Table, renderable
+from implementations.report.table import BAD, NONE, Table, in_markdown, renderable
 from implementations.results.records import Checked, to_json
 
 FOLDER = ROOT / "implementations" / "peers"
@@ -57,9 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     tables = [counts(checked, date), wrong(checked), matrix(checked)]
     files.replace(options.out / "index.html", html.page_of("The stacks that people use, and the shared checks", tables))
     if options.readme:
-        readme = ROOT / "implementations" / "README.md"
-        text = readme.read_text(encoding="utf-8")
-        files.replace(readme, files.with_block(text, "peers", in_markdown(counts(checked, date))))
+        files.replace_block(ROOT / "implementations" / "README.md", "peers", in_markdown(counts(checked, date)))
     console.print(f"Written: {options.out}/index.html, {options.out}/peers.json.", highlight=False)
     return 0
 
@@ -82,11 +80,6 @@ def counts(checked: Sequence[Checked], date: str) -> Table:
     note = f"{date}. Rows that are right, of those that the library offers; {BAD}: another is wrong without an error."
     columns = ("", "version", *sections, "refused", "wrong")
     return Table("capabilities", "Who does what", columns, "ll" + "r" * (len(columns) - 2), rows, note)
-
-
-def in_markdown(table: Table) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{table.note}"
 
 
 def wrong(checked: Sequence[Checked]) -> Table:

@@ -29,6 +29,11 @@ class Table(NamedTuple):
     note: str = ""
 
 
+def in_markdown(table: Table) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + (f"\n{table.note}" if table.note else "")
+
+
 def constant(program: Counted, level: str) -> str:
     """One count or a range, marked where it breaks the law."""
     return flag(spanned(program.counts(level)), not program.broken(level))

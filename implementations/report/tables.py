@@ -5,11 +5,12 @@ A cell that ends with BAD is not as declared; a dash means that this was not mea
 
 from __future__ import annotations
 
-from implementations import ROOT, wording
+from implementations import wording
 from implementations.report import tables_bench, tables_sizes, tables_times, tables_trained
 from implementations.report.table import NONE, Table, flag
 from implementations.results import summary
 from implementations.results.records import Results
+from reference.releases import TESTED
 
 
 def tables(results: Results) -> list[Table]:
@@ -62,12 +63,9 @@ def provenance(results: Results) -> Table:
 
 
 def _untested(package: str, version: str) -> str:
-    """Words for another release than constraints.txt has, with which all of this is tested. It is not refused."""
-    pins = (
-        line.strip().partition("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    )
-    tested = {name: pinned for name, _, pinned in pins}.get(package, version)
-    return "" if version.partition("+")[0] == tested.partition("+")[0] else f" (tested: {tested})"
+    """Words for a release with which none of this is tested. It is not refused."""
+    tested = TESTED.get(package, (version.partition("+")[0],))
+    return "" if version.partition("+")[0] in tested else f" (tested: {', '.join(tested)})"
 
 
 def numerics(results: Results) -> Table:

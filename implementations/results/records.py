@@ -264,6 +264,24 @@ class Checked(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Release(Run):
+    """What `python -m implementations versions` finds of one release of a framework."""
+
+    package: str
+    release: str
+    date: str = ""
+    versions: dict[str, str] = field(default_factory=dict)  # of what was installed with it
+    deviations: tuple[str, ...] = ()  # of the quick comparison
+    passed: int = 0  # of the framework's tests
+    failed: dict[str, str] = field(default_factory=dict)  # test -> the first words of its error
+    seconds: float = 0.0
+
+    @property
+    def is_green(self) -> bool:
+        return self.status == "ok" and self.passed > 0 and not self.failed and not self.deviations
+
+
+@dataclass(frozen=True, kw_only=True)
 class Capability:
     capability: str
     states: tuple[str, ...]

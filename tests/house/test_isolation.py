@@ -37,14 +37,14 @@ FILES = (
     "graph.py",
     "edges.py",
 )
-# What JAX has no need of: the primitive made safe, what a derivative keeps; and in torch, one run of the layer without
-# values, what is compiled and kept, what runs layer by layer.
+# What JAX has no need of: the primitive made safe, what is not public, what a derivative keeps; and in torch, what runs
+# layer by layer.
 BESIDE = {
-    "tf_while": ("primitive.py", "residuals.py"),
-    "torch_compile": ("fallback.py", "primitive.py", "residuals.py"),
+    "tf_while": ("primitive.py", "private.py", "residuals.py"),
+    "torch_compile": ("fallback.py", "primitive.py", "private.py", "residuals.py"),
 }
 # of reference: not the oracle, and no more than what frameworks must agree on
-WORDS = {f"reference.{name}" for name in ("arguments", "made_of", "shapes")}
+WORDS = {f"reference.{name}" for name in ("arguments", "made_of", "releases", "shapes")}
 LINES = {"stack.py": 150, "graph.py": 135, "transforms.py": 195, "training.py": 100}
 
 
@@ -210,6 +210,37 @@ def test_a_folder_knows_of_this_repository_only_itself_and_what_valid_input_is(n
     assert not strangers
     # by name, as a string, it would slip past
     assert not any(re.search(r"import_module|__import__", text) for text in sources(name).values())
+
+
+PUBLIC = {"_check", "_replace"}  # torch documents the one, NamedTuple the other
+MODULES = ("tensorflow.python", "tensorflow.compiler", "functorch")  # not public, though without an underscore
+
+
+def private_names(text):
+    """What a file of a folder names that the framework does not call public."""
+    for module, names in imported(text):
+        parts = [*module.split("."), *names]
+        if module != "__future__" and (module.startswith(MODULES) or any(part.startswith("_") for part in parts)):
+            yield f"{module} {' '.join(names)}"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in PUBLIC:
+            said = ast.unparse(node)
+            is_own = said.startswith(("self._", "cls._", "programs._", "stack._", "super().__")) or "__" in node.attr
+            if not is_own:
+                yield said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_framework_does_not_call_public_is_named_in_one_file(name):
+    found = {file: {*private_names(text)} for file, text in sources(name).items()}
+    assert bool(found.pop("private.py", ())) == (name != "jax_scan")
+    assert not {file: names for file, names in found.items() if names}
+
+
+def test_a_private_name_is_seen():
+    text = "from torch._C import x\nimport torch\ntorch._dynamo.y()\nfrom tensorflow.python.ops import z\nself._own\n"
+    found = ["torch._C x", "tensorflow.python.ops z", "torch._dynamo"]
+    assert list(private_names(text)) == found
 
 
 @pytest.mark.parametrize("folder", ["reference", "implementations"])
