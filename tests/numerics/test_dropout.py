@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from implementations.check.dialect import from_numpy, pullback
 from tests.conftest import loaded
@@ -91,8 +92,12 @@ def test_dropout_keeps_the_dtype(implementation, dtype):
 
 @quick
 @pytest.mark.parametrize("options", [{}, {"remat": True}, {"remat": 3, "reverse": True}], ids=str)
-def test_the_gradient_goes_through_the_same_mask(implementation, options):
+def test_the_gradient_goes_through_the_same_mask(implementation, options, request):
     """Also where the backward pass runs the layer again: a new mask there would be silent."""
+    if implementation.__name__ == "jax_scan" and options.get("remat") == 3:  # which does not divide the layers
+        is_old = Version(implementation.versions()["jax"]) < Version("0.10.2")
+        reason = "jax before 0.10.2: of the branches of a cond, one keeps a key for the backward pass"
+        request.applymarker(pytest.mark.xfail(is_old, raises=AssertionError, reason=reason))
     keys = implementation.layer_keys(3, LAYERS, (WIDTH,))
     layer = dropping(implementation)
     inputs = np.full(LAYERS, 2, np.float32), np.arange(WIDTH, dtype=np.float32)
