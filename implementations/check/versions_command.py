@@ -79,8 +79,10 @@ def run(package: str, release: str, out: Path, timeout: float) -> Release:
         comparison, report = out / f"{package}-{release}", out / f"{package}-{release}.xml"
         measure = [python, "-m", "implementations", "--quick", "--implementations", name, "--out", str(comparison)]
         test = [python, "-m", "pytest", "-q", "-k", TESTS[package], f"--junitxml={report}"]
-        for command in (measure, test):  # what they find is in the files that they write
-            with (out / f"{package}-{release}.log").open("a") as log:
+        for path in (comparison / "results.json", report):  # of an earlier run
+            path.unlink(missing_ok=True)
+        with (out / f"{package}-{release}.log").open("w") as log:
+            for command in (measure, test):  # what they find is in the files that they write
                 subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=timeout, check=False)
         results = from_json(Results, json.loads((comparison / "results.json").read_text()))
         passed, failed = outcomes(report)

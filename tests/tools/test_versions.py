@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import tomllib
 from collections import namedtuple
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +17,9 @@ from packaging.version import Version
 from implementations import ROOT
 from implementations.check import versions_command
 from implementations.report import tables
-from implementations.results.records import Release
+from implementations.results.records import Release, from_json, to_json
 from reference.releases import TESTED, names_of
+from tests.support import synthetic
 
 GREEN = Release(
     package="jax", release="0.10.2", versions={"jax": "0.10.2", "numpy": "2.4.6"}, passed=1200, date="today"
@@ -95,6 +99,35 @@ def test_where_there_is_no_room_nothing_is_installed(tmp_path, monkeypatch, caps
     assert versions_command.main(["torch==2.14.1", "--out", str(tmp_path)]) == 0
     assert "less than 12 GB of room" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["torch-2.14.1.json"]
+
+
+# In place of the Python of an environment: it writes what the comparison and the tests would.
+STUB = """#!{python}
+import pathlib, sys
+if "pip" in sys.argv:
+    print('[{{"name": "jax", "version": "0.9.2"}}, {{"name": "rich", "version": "15"}}]')
+elif "--out" in sys.argv:
+    out = pathlib.Path(sys.argv[-1])
+    out.mkdir(exist_ok=True)
+    (out / "results.json").write_text(pathlib.Path({results!r}).read_text())
+elif {tests_run}:
+    pathlib.Path(sys.argv[-1].removeprefix("--junitxml=")).write_text({report!r})
+"""
+
+
+@pytest.mark.parametrize(("tests_run", "words"), [(True, "1 passed, 2 failed"), (False, "FileNotFoundError")])
+def test_a_run_is_what_its_files_say_and_not_those_of_an_earlier_one(tmp_path, monkeypatch, capsys, tests_run, words):
+    results, python = tmp_path / "results", tmp_path / "python"
+    results.write_text(json.dumps(to_json(replace(synthetic.results(), deviations=("one",)))))
+    text = STUB.format(python=sys.executable, results=str(results), report=REPORT, tests_run=tests_run)
+    python.write_text(text)
+    python.chmod(0o755)
+    monkeypatch.setattr(versions_command, "installed", lambda *_: str(python))
+    (tmp_path / "jax-0.9.2.xml").write_text(REPORT.replace("failure", "skipped"))
+    assert versions_command.main(["jax==0.9.2", "--out", str(tmp_path)]) == 1
+    assert words in re.sub(r"\s+", " ", capsys.readouterr().out)
+    found = from_json(Release, json.loads((tmp_path / "jax-0.9.2.json").read_text()))
+    assert (found.versions, found.deviations) == (({"jax": "0.9.2"}, ("one",)) if tests_run else ({}, ()))
 
 
 @pytest.mark.parametrize("text", ["torch", "numpy==2.4.6"])
