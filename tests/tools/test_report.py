@@ -194,7 +194,7 @@ def test_tables_fit_and_cut_nothing(width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "words"), [("2.13.0+cpu", "torch 2.13.0+cpu"), ("2.99.0", "torch 2.99.0 (tested: 2.13.0)")]
+    ("version", "words"), [("2.13.0+cpu", "torch 2.13.0+cpu"), ("2.99.0", "torch 2.99.0 (tested: 2.13.0, 2.14.1)")]
 )
 def test_a_release_that_is_not_tested_is_said(version: str, words: str) -> None:
     found = results(replace(results().ran[0], versions={"torch": version}, settings={}))

@@ -16,7 +16,6 @@ from packaging.version import Version
 
 from implementations import ROOT
 from implementations.check import versions_command
-from implementations.report import tables
 from implementations.results.records import Release, from_json, to_json
 from reference.releases import TESTED, names_of
 from tests.support import synthetic
@@ -65,11 +64,6 @@ def test_a_name_that_is_gone_is_said_with_its_release(monkeypatch, code):
         names_of("pip"),
     ):
         exec(code)
-
-
-def test_an_untested_release_says_so():
-    assert tables._untested("jax", TESTED["jax"][0]) == tables._untested("torch", f"{TESTED['torch'][0]}+cpu") == ""
-    assert tables._untested("jax", "0.1.0") == f" (tested: {', '.join(TESTED['jax'])})"
 
 
 def test_outcomes_counts_what_passed_and_keeps_the_words_of_what_did_not(tmp_path):
