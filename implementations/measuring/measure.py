@@ -77,7 +77,10 @@ def measure(name: str, mode: Mode, progress: Callable[[int, int, str], None]) ->
     recompiles = [count_programs(implementation, PROGRAMS[name], step)] if counted else []
     numerics = tuple(check_numerics(implementation, mode, step))
     given_up: set[tuple[str, str]] = set()
-    implementation.compile_seconds(implementation.scan_apply_layers, *problem(implementation, 4)[:2])  # warm up
+    *arrays, cotangent = problem(implementation, 4)
+    # warm up all that is timed: the first program that a process compiles, and its first gradient, take seconds more
+    cotangent = cotangent if mode.bench or mode.unrolled_gradients else None
+    implementation.compile_seconds(implementation.scan_apply_layers, *arrays, cotangent=cotangent)
     depths = [measure_depth(implementation, mode, *group, given_up, step) for group in groups]
     return Measured(
         name=name,
