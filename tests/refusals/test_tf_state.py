@@ -9,6 +9,24 @@ from tests.conftest import loaded
 from tests.support.outside import FORMS, assert_near, forms, gradients
 
 
+def counting(count):
+    return lambda c, p: ((count.assign_add(1.0), c * p)[1], None)
+
+
+@FORMS
+@pytest.mark.parametrize("stack", ["scan_layers", "unroll_layers"])
+def test_a_layer_writes_once(stack, form):
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    count = tf.Variable(0.0)
+    run = forms()[form](lambda w, x: gradients(lambda w, x: getattr(tf_while, stack)(counting(count), w, x)[0], w, x))
+    dw, _ = run(tf.ones([3]), tf.ones([2]))
+    assert (dw.numpy().tolist(), float(count)) == ([4, 4, 4], 3)  # of 2 (w0 w1 w2)^2
+    run(tf.ones([3]), tf.ones([2]))
+    assert float(count) == 6
+
+
 def masks(name):
     """A function of a carry [50]: the carry times numbers that are drawn anew whenever it runs."""
     import tensorflow as tf
@@ -85,24 +103,6 @@ def test_layers_of_one_step_draw_apart(form):
     finally:
         tf.random.set_seed(None)
     assert len(np.unique(rows, axis=0)) == 5
-
-
-def counting(count):
-    return lambda c, p: ((count.assign_add(1.0), c * p)[1], None)
-
-
-@FORMS
-@pytest.mark.parametrize("stack", ["scan_layers", "unroll_layers"])
-def test_a_layer_writes_once(stack, form):
-    tf_while = loaded("tf_while")
-    import tensorflow as tf
-
-    count = tf.Variable(0.0)
-    run = forms()[form](lambda w, x: gradients(lambda w, x: getattr(tf_while, stack)(counting(count), w, x)[0], w, x))
-    dw, _ = run(tf.ones([3]), tf.ones([2]))
-    assert (dw.numpy().tolist(), float(count)) == ([4, 4, 4], 3)  # of 2 (w0 w1 w2)^2
-    run(tf.ones([3]), tf.ones([2]))
-    assert float(count) == 6
 
 
 @FORMS
