@@ -65,8 +65,9 @@ TORCH_AUTOCAST = No(
     "builtins.RuntimeError",
     TORCH,
 )
-TORCH_EXPORT = NotApplicable("the program that serves all N needs no export")
-TF_EXPORT = TORCH_EXPORT
+JAX_EXPORT = Yes("by jax.export with a symbolic N")
+TORCH_EXPORT = Yes("by torch.export with a Dim, forwards alone")
+TF_EXPORT = NotApplicable("the program that serves all N needs no export")
 JAX_AUTOCAST = NotApplicable("the framework has no autocast; cast_params casts in sight")
 TF_AUTOCAST = JAX_AUTOCAST
 TF_ZEROS = Yes("where each stacked array has 1000 elements or more: the zeros of fewer are one operation, not two")
@@ -122,7 +123,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "`vmap_vjp_layers` (per-example gradients), compiled": (Yes(), Yes(), Yes()),
     "`jvp_layers` of layers with attention": (Yes(), TORCH_ATTENTION, Yes()),
     "one program for all N, any layer": (JAX_STATIC, Yes("for N >= 2"), Yes("in graph mode")),
-    "one exported program for all N": (Yes("by jax.export with a symbolic N"), TORCH_EXPORT, TF_EXPORT),
+    "one exported program for all N": (JAX_EXPORT, TORCH_EXPORT, TF_EXPORT),
     "decoding with a cache of keys and values": (Yes(), Yes(), Yes()),
     "cycles of several kinds of layer, with a prefix and a remainder": (Yes(), Yes(), Yes()),
     "gates: early exit, padded depth": (Yes(), Yes(), Yes()),

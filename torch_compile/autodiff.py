@@ -15,7 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from torch_compile.edges import compile
-from torch_compile.fallback import as_it_stands, check_seen
+from torch_compile.fallback import as_it_stands, check_seen, exported
 from torch_compile.loops import Plan, nothing, scan, scan_vjp, unrolled
 from torch_compile.primitive import Arrays, layers, let_inductor_count, lowered_by, owned, split
 from torch_compile.private import (
@@ -65,6 +65,8 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
     """(carry, ys) of the scan of `plan.step` over axis 0 of `stacked`, with a gradient of its own."""
     if not torch.compiler.is_compiling() and active_fake_mode() is None:
         return as_it_stands(differentiable, plan, stacked, init)
+    if torch.compiler.is_exporting():
+        return exported(plan, stacked, init)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
     if in_functorch():  # which look into no operator like ours: layer by layer

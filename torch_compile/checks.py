@@ -27,6 +27,7 @@ from torch_compile.private import (
     TorchDispatchMode,
     TracingContext,
     arguments_of,
+    disable_proxy_modes_tracing,
     dynamo,
     get_unwrapped,
     is_functorch_wrapped_tensor,
@@ -121,12 +122,17 @@ def _run_once(
         arrays, ys = flatten(output[1])
         return tuple(a.is_floating_point() for a in arrays), ys
 
-    if torch.compiler.is_compiling():  # Dynamo's tensors have no values already
+    if torch.compiler.is_dynamo_compiling():  # whose tensors have no values already
         start = _num_nodes()
         given = without_values()
         first = _num_nodes()
         y_floats, ys = run(*given)
         return y_floats, ys, Seen(*_taken_back(start, first))
+    if (
+        torch.compiler.is_exporting()
+    ):  # not strictly: arrays note what becomes of them, and need not here
+        with disable_proxy_modes_tracing():
+            return *run(*without_values()), Seen()
     return _eagerly(without_values, run)
 
 
@@ -201,7 +207,7 @@ def _rules() -> Iterator[set[Any]]:
     def recorded(rule: Any, *args: Any, **options: Any) -> Any:
         if not rule.__module__.startswith("torch_compile."):
             rules.add(rule)
-        return apply.__func__(rule, *args, **options)
+        return apply.__get__(None, rule)(*args, **options)
 
     with patch.object(torch.autograd.Function, "apply", classmethod(recorded)):
         yield rules

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from reference import arguments
 from torch_compile.loops import Plan, nothing, unrolled
-from torch_compile.primitive import Arrays, Step, split
-from torch_compile.private import in_forward_mode, in_functorch, pytree
+from torch_compile.primitive import Arrays, Step, owned, split
+from torch_compile.private import in_forward_mode, in_functorch, pytree, scan
 from torch_compile.programs import run_compiled
 from torch_compile.trees import with_floats
 
@@ -35,6 +35,17 @@ def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init:
     check_seen(plan, any(wanted))
     run = _Run(program, plan, (len(stacked), len(init)), wanted)
     carry, ys = split(_Stack.apply(run, *arrays), len(init))
+    return carry, ys
+
+
+def exported(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
+    """(carry, ys) by torch's own scan operator, which a file can hold: it knows none of ours. Forwards alone."""
+
+    def body(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
+        new_carry, y = plan.step(carry, slices)
+        return owned(new_carry), owned(y) or [torch.empty(0)]  # of no ys it makes no loop
+
+    carry, ys = scan(body, init, stacked, reverse=plan.reverse)
     return carry, ys
 
 

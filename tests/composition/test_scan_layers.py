@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -113,6 +115,46 @@ def test_one_program_serves_every_depth_of_any_layer(implementation):
     count, results = programs(implementation, stack, calls)
     assert [float(implementation.to_numpy(y)) for y in results] == list(BY_DEPTH.values())
     assert count == 1
+
+
+# What an exported program needs to run: torch alone.
+RUN_EXPORTED = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+for N in map(int, sys.argv[2:]):
+    (carry,), (ys,) = program({"w": torch.arange(1.0, N + 1)}, [torch.ones(())], torch.ones(N))
+    print(carry.item(), ys.tolist())
+assert "torch_compile" not in sys.modules
+"""
+
+
+@pytest.mark.covers("one exported program for all N", of="torch_compile")
+@pytest.mark.parametrize("strict", [False, True], ids=["as it comes", "strict"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_exported_torch_program_serves_every_depth_without_this_repository(tmp_path, strict, reverse):
+    implementation = loaded("torch_compile")
+    import torch
+
+    class Model(torch.nn.Module):
+        def forward(self, params, init, xs):
+            return implementation.scan_layers(
+                lambda c, p, x: ([c[0] * p["w"] + x], [c[0] + 0]), params, init, xs, reverse=reverse, unroll=2
+            )
+
+    example = {"w": torch.ones(3)}, [torch.ones(())], torch.ones(3)
+    depth = torch.export.Dim("N", min=2)
+    program = torch.export.export(
+        Model(), example, dynamic_shapes=({"w": {0: depth}}, [None], {0: depth}), strict=strict
+    )
+    assert "aten.mul" in str(program.graph_module.scan_combine_graph_0.code)
+    assert "aten.mul" not in program.graph_module.code  # nothing is left of the run of the layer for its shapes
+    torch.export.save(program, tmp_path / "stack.pt2")
+    command = [sys.executable, "-c", RUN_EXPORTED, str(tmp_path / "stack.pt2"), *map(str, BY_DEPTH)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    carries = [float(line.partition(" ")[0]) for line in run.stdout.splitlines()]
+    assert carries == ([4, 10, 154] if reverse else list(BY_DEPTH.values()))
+    assert run.stdout.splitlines()[0] == ("4.0 [3.0, 1.0]" if reverse else "5.0 [1.0, 2.0]")
 
 
 @pytest.mark.covers("one exported program for all N", of="jax_scan")
