@@ -1,8 +1,7 @@
 """The framework's ordinary autodiff from outside, and the rule by which it goes through a stack.
 
-torch's scan operator has a gradient of its own, which is silently wrong for a loss as common as `.sum()`, copies every
-stack, and does not compose with `torch.func`. What JAX does for `jax.grad` is written out here instead: the layer and
-its derivative are traced once, as one graph, and cut in two (residuals.py), so that no layer runs twice.
+torch's scan operator has a gradient that is silently wrong, copies every stack, and knows no `torch.func`. So what JAX
+does for `jax.grad` is written out: layer and derivative, traced as one graph, are cut in two (residuals.py).
 Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
 """
 
@@ -69,7 +68,7 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
         return exported(plan, stacked, init)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
-    if in_functorch():  # which look into no operator like ours: layer by layer
+    if in_functorch():  # torch.func sees into no operator like ours: layer by layer
         return unrolled(plan.step, stacked, init, plan.reverse)
     check_seen(plan, torch.is_grad_enabled() and any(a.requires_grad for a in (*stacked, *init)))
 

@@ -128,9 +128,7 @@ def _run_once(
         first = _num_nodes()
         y_floats, ys = run(*given)
         return y_floats, ys, Seen(*_taken_back(start, first))
-    if (
-        torch.compiler.is_exporting()
-    ):  # not strictly: arrays note what becomes of them, and need not here
+    if torch.compiler.is_exporting():  # not strictly: arrays note what becomes of them, and need not here
         with disable_proxy_modes_tracing():
             return *run(*without_values()), Seen()
     return _eagerly(without_values, run)

@@ -6,7 +6,6 @@
 
 Trees are flat lists here. The layer and its derivative are given as a `Rule` (residuals.py). Layers have a number i in
 the stack, and run as number p. The operator itself, and the rows that it fills, are in primitive.py.
-Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
 """
 
 from __future__ import annotations
