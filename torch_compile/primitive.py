@@ -94,10 +94,10 @@ def while_loop(body: Body, first: Any, steps: int, by: int, carry: Arrays, rows:
     The rows are carried too, to be written in place. Numbers that may be open in the program are arrays: a body must
     not close over them."""
     num_rows, num_read = [len(part) for part in rows], [len(part) for part in read]
-    ends = slice(len(carry) + sum(num_rows), len(carry) + sum(num_rows) + 1)
+    place_of_end = len(carry) + sum(num_rows)
 
     def goes_on(number: torch.Tensor, *given: Any) -> Any:
-        return number.item() != given[ends][0].item()
+        return number.item() != given[place_of_end].item()
 
     def flat(number: torch.Tensor, *given: Any) -> tuple[Any, ...]:
         carry_, rows_, _, read_ = split(given, len(carry), sum(num_rows), 1)
