@@ -126,6 +126,6 @@ def table(found: Sequence[Release]) -> Table:
         comparison = f"{len(each.deviations)} deviations {BAD}" if each.deviations else "as declared"
         tests = f"{each.passed} passed" + (f", {len(each.failed)} failed {BAD}" if each.failed else "")
         cells = [comparison, tests] if each.status == "ok" else [each.status, ""]
-        rows.append([f"{each.package} {each.release}", ", ".join(others), *cells, "; ".join(wrong[:2]), each.date])
+        rows.append([f"{each.package} {each.release}", ", ".join(others), *cells, "".join(wrong[:1]), each.date])
     columns = ("release", "with", "comparison", "its tests", "what is wrong", "seen")
     return Table("versions", "The releases that work", columns, "llllll", rows)
