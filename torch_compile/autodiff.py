@@ -64,13 +64,13 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
     """(carry, ys) of the scan of `plan.step` over axis 0 of `stacked`, with a gradient of its own."""
     if not torch.compiler.is_compiling() and active_fake_mode() is None:
         return as_it_stands(differentiable, plan, stacked, init)
-    if torch.compiler.is_exporting():
-        return exported(plan, stacked, init)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
     if in_functorch():  # torch.func sees into no operator like ours: layer by layer
         return unrolled(plan.step, stacked, init, plan.reverse)
     check_seen(plan, torch.is_grad_enabled() and any(a.requires_grad for a in (*stacked, *init)))
+    if torch.compiler.is_exporting():
+        return exported(plan, stacked, init)
 
     def layer(*arrays: torch.Tensor) -> Arrays:
         new_carry, y = plan.step(list(arrays[: len(init)]), list(arrays[len(init) :]))
