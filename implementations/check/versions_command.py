@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
@@ -101,7 +102,11 @@ def installed(package: str, release: str, folder: Path) -> str:
         lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         files.replace(constraints, "".join(f"{line}\n" for line in lines if line.partition("==")[0] not in FREE))
         pip = [python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
-        subprocess.run([*pip, f".[{package},test]", f"{package}=={release}"], cwd=ROOT, check=True)
+        # Not the extra of the framework itself: its range is what has been found green, and others are to be tried too.
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extra = project["optional-dependencies"][package]
+        beside = [text for text in extra if re.split("[<>=]", text)[0] not in (package, "jaxlib")]
+        subprocess.run([*pip, ".[test]", *beside, f"{package}=={release}"], cwd=ROOT, check=True)
         ready.touch()
     return python
 
