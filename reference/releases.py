@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 # From the oldest to the newest, as the ranges in pyproject.toml are; `make versions` runs them all.
 TESTED = {
-    "jax": ("0.9.2", "0.10.2"),
+    "jax": ("0.9.2", "0.10.1", "0.10.2"),
     "torch": ("2.13.0", "2.14.1"),
     "tensorflow": ("2.21.0",),
 }
