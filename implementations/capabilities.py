@@ -124,6 +124,8 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "`jvp_layers` of layers with attention": (Yes(), TORCH_ATTENTION, Yes()),
     "one program for all N, any layer": (JAX_STATIC, Yes("for N >= 2"), Yes("in graph mode")),
     "one exported program for all N": (JAX_EXPORT, TORCH_EXPORT, TF_EXPORT),
+    "a list of layers to a stack, and back": (Yes(), Yes(), Yes()),
+    "a list of modules to a stack, and back": (Yes(), Yes(), Yes()),
     "decoding with a cache of keys and values": (Yes(), Yes(), Yes()),
     "cycles of several kinds of layer, with a prefix and a remainder": (Yes(), Yes(), Yes()),
     "gates: early exit, padded depth": (Yes(), Yes(), Yes()),

@@ -191,6 +191,27 @@ class Implementation(Protocol):
     def clip_layers(self, gradients: Tree, max_norm: float) -> Tree:
         """Gradients [N, ...], each layer's scaled down together where their norm is above max_norm."""
 
+    # modules.py: from the modules that people have to a stack, and back
+    def stack_layers(self, trees: Sequence[Tree]) -> Tree:
+        """One tree of arrays [N, ...] of the trees of N layers; what differs in one of them is named."""
+
+    def unstack_layers(self, stacked_params: Tree) -> list[Tree]:
+        """The trees of the N layers."""
+
+    def from_modules(self, modules: Sequence[Any]) -> tuple[Layer, Tree]:
+        """(layer, stacked_params) of N modules of one structure: callable pytrees, nn.Modules, Keras layers.
+
+        layer(carry, params, *args, **kwargs) is (module(carry, *args, **kwargs), y); y is None, or a dict of what the
+        module has written, by the names in stacked_params.
+        """
+
+    def to_modules(self, stacked_params: Tree, modules: Sequence[Any]) -> list[Any]:
+        """`modules` with the parameters of a stack: new ones in JAX, else the same, written into."""
+
+    def scanned(self, modules: Sequence[Any], **options: Any) -> Any:
+        """N modules as one of the framework's own kind, whose parameters are the stacked ones; options of
+        scan_layers. It is called as (carry, *args, xs=None, **kwargs), and returns the last carry."""
+
     # decoding.py: token by token through the scanned stack of `transformer_decoder`
     def empty_cache(self, params: Tree, B: int, S: int) -> dict[str, Array]:
         """Keys and values of every layer, k and v [N, B, S, g, e], zero: room for S positions."""

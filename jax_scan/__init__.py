@@ -6,6 +6,7 @@ from jax_scan.decoding import decode, empty_cache
 from jax_scan.edges import as_leaf, cold, compile, from_numpy, set_back, settings, to_numpy, versions, wait
 from jax_scan.graph import UNITS, compile_seconds, graph_size, program_count
 from jax_scan.layers import LAYERS, init_layers
+from jax_scan.modules import from_modules, scanned, stack_layers, to_modules, unstack_layers
 from jax_scan.outside import AROUND, OPS, profile_names
 from jax_scan.recipes import (
     cast_params,
@@ -50,6 +51,11 @@ __all__ = [
     "scan_cycle",
     "layer_norms",
     "clip_layers",
+    "stack_layers",
+    "unstack_layers",
+    "from_modules",
+    "to_modules",
+    "scanned",
     "empty_cache",
     "decode",
     "train",

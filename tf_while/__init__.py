@@ -6,6 +6,7 @@ from tf_while.decoding import decode, empty_cache
 from tf_while.edges import as_leaf, cold, compile, from_numpy, set_back, settings, to_numpy, versions, wait
 from tf_while.graph import UNITS, compile_seconds, graph_size, program_count
 from tf_while.layers import LAYERS, init_layers
+from tf_while.modules import from_modules, scanned, stack_layers, to_modules, unstack_layers
 from tf_while.outside import AROUND, OPS, profile_names
 from tf_while.recipes import (
     cast_params,
@@ -50,6 +51,11 @@ __all__ = [
     "scan_cycle",
     "layer_norms",
     "clip_layers",
+    "stack_layers",
+    "unstack_layers",
+    "from_modules",
+    "to_modules",
+    "scanned",
     "empty_cache",
     "decode",
     "train",

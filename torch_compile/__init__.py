@@ -6,6 +6,7 @@ from torch_compile.decoding import decode, empty_cache
 from torch_compile.edges import as_leaf, cold, compile, from_numpy, set_back, settings, to_numpy, versions, wait
 from torch_compile.graph import UNITS, compile_seconds, graph_size, program_count
 from torch_compile.layers import LAYERS, init_layers
+from torch_compile.modules import from_modules, scanned, stack_layers, to_modules, unstack_layers
 from torch_compile.outside import AROUND, OPS, profile_names
 from torch_compile.recipes import (
     cast_params,
@@ -50,6 +51,11 @@ __all__ = [
     "scan_cycle",
     "layer_norms",
     "clip_layers",
+    "stack_layers",
+    "unstack_layers",
+    "from_modules",
+    "to_modules",
+    "scanned",
     "empty_cache",
     "decode",
     "train",

@@ -26,6 +26,7 @@ FILES = (
     "autodiff.py",
     "transforms.py",
     "recipes.py",
+    "modules.py",
     "decoding.py",
     "training.py",
     "layers.py",

@@ -1,0 +1,219 @@
+"""From the modules that people have to a stack, and back: N trees to one, and Keras layers to a layer.
+
+    for module in modules:
+        carry = module(carry)
+
+In JAX a module is a tree of arrays. A Keras layer is an object that holds variables, so params are a dict of the names
+that they have as attributes, and the layer is called in a `StatelessScope`: what it writes into its variables (running
+statistics, the seeds of its dropout) comes out as ys.
+Source: https://keras.io/api/utils/python_utils/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from reference import arguments
+from tf_while.edges import as_leaf
+from tf_while.stack import scan_layers
+from tf_while.trees import Layer, flatten
+
+
+def stack_layers(trees: Sequence[Any]) -> Any:
+    """As `jax_scan.stack_layers`."""
+    trees = arguments.check_trees(as_leaf, "trees", trees)
+    _, pack = flatten(trees[0])
+    split = [flatten(tree)[0] for tree in trees]
+    return pack([tf.stack(parts) for parts in zip(*split, strict=True)])
+
+
+def unstack_layers(stacked_params: Any) -> list[Any]:
+    """As `jax_scan.unstack_layers`. N must be known."""
+    num_layers = arguments.check_scan(as_leaf, stacked_params, None, None)
+    arrays, pack = flatten(stacked_params)
+    split = [tf.unstack(array, num_layers) for array in arrays]  # once, not N times
+    return [pack([parts[i] for parts in split]) for i in range(num_layers)]
+
+
+def from_modules(modules: Sequence[Any]) -> tuple[Layer, dict[str, Any]]:
+    """As `jax_scan.from_modules`, of Keras layers that have been built.
+
+    stacked_params: variables by their names as attributes, each a `keras.Variable` [N, ...], trainable as those of the
+    modules are. One of all modules is left out: it is closed over, and gets its gradient.
+
+    y is None; but where a module writes variables it is a dict of their new values: `stacked_params | ys` is what the
+    next step starts from.
+
+    Limits: modules with losses of their own (regularizers) are refused. A mask that Keras hands from layer to layer
+    unseen is lost: pass it by name.
+    """
+    modules = arguments.check_modules(modules, _is_module)
+    trees = [_arrays(module) for module in modules]
+    _check(modules, trees)
+    module, shared = modules[0], arguments.which_shared(trees)
+    stacked_params = stack_layers([{name: a for name, a in t.items() if name not in shared} for t in trees])
+    for name, array in stacked_params.items():
+        stacked_params[name] = _keras().Variable(array, trainable=trees[0][name].trainable, name=name)
+    return _layer(module), stacked_params
+
+
+def _layer(module: Any) -> Layer:
+    def layer(carry: Any, params: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        variables = {name: variable for name, variable in _arrays(module).items() if name in params}
+        given = {name: tf.convert_to_tensor(params[name]) for name in variables}
+        pairs = [(variable, given[name]) for name, variable in variables.items()]
+        # not stateless_call, which tells no layer within the module that it is in training, nor in what precision
+        with _keras().StatelessScope(pairs, collect_losses=True) as scope:
+            output = module(carry, *args, **kwargs)
+            if module.losses:
+                raise arguments.has_losses(type(module).__name__)
+        new = {name: scope.get_current_value(variable) for name, variable in variables.items()}
+        # the scope hands back the very array that nothing was written to
+        return output, {name: array for name, array in new.items() if array is not given[name]} or None
+
+    return layer
+
+
+def to_modules(stacked_params: Any, modules: Sequence[Any]) -> list[Any]:
+    """As `jax_scan.to_modules`, but written into `modules` themselves."""
+    modules = arguments.check_modules(modules, _is_module)
+    rows = unstack_layers(stacked_params)
+    trees = [_arrays(module) for module in modules]
+    shared = arguments.which_shared(trees)
+    trees = [{name: array for name, array in tree.items() if name not in shared} for tree in trees]
+    arguments.check_rows(as_leaf, rows, trees)
+    for tree, row in zip(trees, rows, strict=True):
+        for name, array in tree.items():
+            array.assign(row[name])
+    return modules
+
+
+def scanned(modules: Sequence[Any], **options: Any) -> Any:
+    """As `jax_scan.scanned`: a Keras layer, whose variables are the stacked ones.
+
+    Keras has no state_dict: load the weights of the modules before, and write them back with `to_modules(layer.
+    stacked_params, modules)`. It writes the variables that its modules write.
+    """
+    return _scanned_class()(modules, options)
+
+
+@functools.cache
+def _scanned_class() -> Any:
+    """A class of Keras's, made when it is asked for: importing this folder does not import Keras."""
+
+    class Scanned(_keras().layers.Layer):  # type: ignore[misc]
+        """What `scanned` returns."""
+
+        def __init__(self, modules: Sequence[Any], options: dict[str, Any]) -> None:
+            modules = arguments.check_modules(modules, _is_module)
+            super().__init__(dtype=modules[0].dtype_policy, autocast=False)  # the modules cast, each as it does
+            self.layer, self.params = from_modules(modules)
+            self.options, self.built = options, True
+
+        @property
+        def stacked_params(self) -> dict[str, Any]:
+            return dict(self.params)
+
+        def call(self, carry: Any, *args: Any, xs: Any = None, training: Any = None, **kwargs: Any) -> Any:
+            def layer(carry: Any, params: Any, *x: Any) -> tuple[Any, Any]:
+                return self.layer(carry, params, *x, *args, training=training, **kwargs)
+
+            cast = functools.partial(self.dtype_policy.convert_input, autocast=True, dtype=self.compute_dtype)
+            carry, stacked_params = tf.nest.map_structure(cast, carry), self.stacked_params
+            carry, state = scan_layers(layer, stacked_params, carry, xs, **self.options)
+            for name, array in (state or {}).items():
+                stacked_params[name].assign(array)
+            return carry
+
+    return Scanned
+
+
+def _keras() -> Any:
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise arguments.not_on_tensorflow(keras.backend.backend())
+    return keras
+
+
+def _is_module(module: Any) -> bool:
+    return isinstance(module, _keras().layers.Layer)
+
+
+def _arrays(module: Any) -> dict[str, Any]:
+    """Variables by name, one that is tied once."""
+    named = {id(part): name for name, part in _walk(module) if isinstance(part, _keras().Variable)}
+    return {named.get(id(variable), variable.path): variable for variable in module.variables}
+
+
+def _walk(module: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """(name, part) of the layers and variables of a module, by the attributes that hold them: others have a number."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    keras = _keras()
+    if isinstance(module, (keras.Variable, keras.layers.Layer)):
+        yield name, module
+    if isinstance(module, keras.Variable):
+        return
+    if isinstance(module, Mapping):
+        parts = [*module.items()]
+    elif isinstance(module, (list, tuple)):
+        parts = [*enumerate(module)]
+    elif isinstance(module, (keras.layers.Layer, keras.random.SeedGenerator)):
+        named = [(key, part) for key, part in vars(module).items() if key not in OF_KERAS]
+        parts = [(key.lstrip("_"), part) for key, part in named if not key.startswith("_self_")]  # TensorFlow's own
+        parts.append(("layers", getattr(module, "layers", ())))  # of a keras.Model
+    else:
+        return
+    for key, part in parts:
+        yield from _walk(part, f"{name}.{key}" if name else f"{key}", seen)
+
+
+# attributes in which Keras keeps all layers and variables once more
+OF_KERAS = ("_layers", "_trainable_variables", "_non_trainable_variables", "_seed_generators", "_metrics", "_tracked")
+
+
+def _check(modules: list[Any], trees: list[dict[str, Any]]) -> None:
+    """Refuse what is not the same in all modules, and would be taken from the first."""
+    for i, module in enumerate(modules):
+        if not module.built:
+            raise arguments.not_built(f"modules[{i}]", type(module).__name__)
+    layers = [{name: part for name, part in _walk(m) if isinstance(part, _keras().layers.Layer)} for m in modules]
+    kinds = [{name: type(part) for name, part in parts.items()} for parts in layers]
+    held = [_rest(parts, tree) for parts, tree in zip(layers, trees, strict=True)]
+    for i, (tree, kind, rest) in enumerate(zip(trees, kinds, held, strict=True)):
+        arguments.check_alike("modules", i, kind, kinds[0])
+        arguments.check_like(as_leaf, f"modules[{i}]", tree, trees[0], "modules[0]")
+        arguments.check_alike("modules", i, rest, held[0])
+
+
+def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+    """What is neither variable nor layer: rates, functions, what is frozen."""
+    rest = {f"{name}.trainable": variable.trainable for name, variable in variables.items()}
+    for name, part in layers.items():
+        held = {key: value for key, value in vars(part).items() if isinstance(value, PLAIN) and key[0] != "_"}
+        with contextlib.suppress(NotImplementedError):  # a layer of the user's own need not have one
+            held |= part.get_config()
+        for key, value in held.items():
+            if key not in OF_ITS_OWN:
+                rest[f"{name}.{key}" if name else key] = _same_names(value)
+    return rest
+
+
+PLAIN = (bool, int, float, str, types.FunctionType, functools.partial)
+OF_ITS_OWN = ("name", "seed", "built", "build", "quantize")  # seeds are variables
+
+
+def _same_names(config: Any) -> Any:
+    """A config within a config, without what each layer has of its own."""
+    if isinstance(config, Mapping):
+        return {key: _same_names(value) for key, value in config.items() if key not in OF_ITS_OWN}
+    return [*map(_same_names, config)] if isinstance(config, (list, tuple)) else config

@@ -1,0 +1,207 @@
+"""From the modules that people have to a stack, and back: N trees to one, and nn.Modules to a layer.
+
+    for module in modules:
+        carry = module(carry)
+
+In JAX a module is a tree of arrays. An nn.Module is an object that holds them by name, so params are a dict of the
+names of its state_dict, and the layer is a `functional_call`: parameters may be tied or frozen, and the running
+statistics of a batch norm, which JAX's modules return, come out as ys.
+Source: https://docs.pytorch.org/docs/2.13/generated/torch.func.functional_call.html
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from reference import arguments
+from torch_compile.edges import as_leaf
+from torch_compile.stack import scan_layers
+from torch_compile.trees import Layer, flatten, flatten_like, unflatten
+
+
+def stack_layers(trees: Sequence[Any]) -> Any:
+    """As `jax_scan.stack_layers`."""
+    trees = arguments.check_trees(as_leaf, "trees", trees)
+    arrays, structure = flatten(trees[0])
+    split = [arrays, *(flatten_like(structure, tree) for tree in trees[1:])]
+    return unflatten(structure, [torch.stack(parts) for parts in zip(*split, strict=True)])
+
+
+def unstack_layers(stacked_params: Any) -> list[Any]:
+    """As `jax_scan.unstack_layers`. The arrays are views."""
+    num_layers = arguments.check_scan(as_leaf, stacked_params, None, None)
+    arrays, structure = flatten(stacked_params)
+    split = [array.unbind() for array in arrays]  # once, not N times
+    return [unflatten(structure, [parts[i] for parts in split]) for i in range(num_layers)]
+
+
+def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, torch.Tensor]]:
+    """As `jax_scan.from_modules`; nn.ModuleList and nn.Sequential are lists of modules too.
+
+    stacked_params: parameters and buffers by their names in the state_dict, arrays [N, ...], each with the
+    `requires_grad` of the modules. One of all modules is left out: it is closed over, and gets its gradient.
+
+    y is None; but while the first module is in training mode and has running statistics, it is a dict of their new
+    values: `stacked_params | ys` is what the next step starts from.
+
+    Limits: modules that write any other buffer are refused by the stack.
+    """
+    modules = arguments.check_modules(modules, _is_module)
+    trees = [_arrays(module) for module in modules]
+    _check(modules, trees)
+    module, shared = modules[0], arguments.which_shared(trees)
+    stacked_params = stack_layers([{name: a.detach() for name, a in t.items() if name not in shared} for t in trees])
+    for name, array in stacked_params.items():
+        array.requires_grad_(trees[0][name].requires_grad)
+    return _layer(module), stacked_params
+
+
+def _layer(module: torch.nn.Module) -> Layer:
+    def layer(carry: Any, params: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        state = {name: params[name].clone() for name in _statistics(module) if name in params}
+        return functional_call(module, {**params, **state}, (carry, *args), kwargs), state or None
+
+    return layer
+
+
+def to_modules(stacked_params: Any, modules: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+    """As `jax_scan.to_modules`, but written into `modules` themselves."""
+    modules = arguments.check_modules(modules, _is_module)
+    rows = unstack_layers(stacked_params)
+    trees = [_arrays(module) for module in modules]
+    shared = arguments.which_shared(trees)
+    trees = [{name: array for name, array in tree.items() if name not in shared} for tree in trees]
+    arguments.check_rows(as_leaf, rows, trees)
+    with torch.no_grad():
+        for tree, row in zip(trees, rows, strict=True):
+            for name, array in tree.items():
+                array.copy_(row[name])
+    return modules
+
+
+def scanned(modules: Sequence[torch.nn.Module], **options: Any) -> Scanned:
+    """As `jax_scan.scanned`: an nn.Module, whose parameters are the stacked ones.
+
+    Its state_dict is that of `nn.ModuleList(modules)`, names and all, so that their checkpoints load. `train()`,
+    `eval()`, `to(...)` and `requires_grad_()` go to all layers. It writes its running statistics itself.
+    """
+    return Scanned(modules, options)
+
+
+class Scanned(torch.nn.Module):
+    """What `scanned` returns. Its template is one module whose arrays are stacks, save those that modules share."""
+
+    def __init__(self, modules: Sequence[torch.nn.Module], options: dict[str, Any]) -> None:
+        super().__init__()
+        modules = arguments.check_modules(modules, _is_module)
+        _, stacked_params = from_modules(modules)
+        memo: dict[int, Any] = {}  # of deepcopy: what stands for each array in the copy
+        for name, array in _arrays(modules[0]).items():
+            new = stacked_params.get(name, array)
+            is_parameter = name in stacked_params and isinstance(array, torch.nn.Parameter)
+            memo[id(array)] = torch.nn.Parameter(new, array.requires_grad) if is_parameter else new
+        self.template = copy.deepcopy(modules[0], memo)
+        self.num_layers, self.names, self.options = len(modules), tuple(stacked_params), options
+        self.register_state_dict_post_hook(_to_layers)
+        self.register_load_state_dict_pre_hook(_from_layers)
+
+    @property
+    def stacked_params(self) -> dict[str, torch.Tensor]:
+        arrays = _arrays(self.template)
+        return {name: arrays[name] for name in self.names}
+
+    def forward(self, carry: Any, *args: Any, xs: Any = None, **kwargs: Any) -> Any:
+        one = _layer(self.template)
+
+        def layer(carry: Any, params: Any, *x: Any) -> tuple[Any, Any]:
+            return one(carry, params, *x, *args, **kwargs)
+
+        stacked_params = self.stacked_params
+        carry, state = scan_layers(layer, stacked_params, carry, xs, **self.options)
+        with torch.no_grad():
+            for name, array in (state or {}).items():
+                stacked_params[name].copy_(array)
+        return carry
+
+
+def _to_layers(stack: Scanned, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Give the entries of the template the names that they have in a list of modules."""
+    within = f"{prefix}template."
+    entries = {key: state_dict.pop(key) for key in [*state_dict] if key.startswith(within)}
+    shared = _shared(stack)
+    for i in range(stack.num_layers):
+        for key, array in entries.items():
+            name = key.removeprefix(within)
+            state_dict[f"{prefix}{i}.{name}"] = array if name in shared else array[i]
+
+
+def _from_layers(
+    stack: Scanned, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, missing: Any, *others: Any
+) -> None:
+    """The way back, before entries are loaded. What is missing, or of another shape, is reported layer by layer."""
+    _unexpected, errors = others
+    shared = _shared(stack)
+    for name, array in stack.template.state_dict().items():
+        own = [array] * stack.num_layers if name in shared else [*array]
+        rows = []
+        for i, old in enumerate(own):
+            key = f"{prefix}{i}.{name}"
+            new = state_dict.pop(key, None)
+            if new is None:
+                missing.append(key)
+            elif new.shape != old.shape:
+                errors.append(f"{key}: expected shape {tuple(old.shape)}, got {tuple(new.shape)}")
+            rows.append(new.to(old) if new is not None and new.shape == old.shape else old)
+        state_dict[f"{prefix}template.{name}"] = rows[-1] if name in shared else torch.stack(rows)
+
+
+def _shared(stack: Scanned) -> set[str]:
+    """The entries of the template that are no stacks."""
+    stacks = {id(array) for array in stack.stacked_params.values()}
+    template = stack.template
+    named = [*template.named_parameters(remove_duplicate=False), *template.named_buffers(remove_duplicate=False)]
+    return {name for name, array in named if id(array) not in stacks}
+
+
+def _is_module(module: Any) -> bool:
+    return isinstance(module, torch.nn.Module)
+
+
+def _arrays(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, one that is tied once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]]) -> None:
+    """Refuse what is not the same in all modules, and would be taken from the first."""
+    kinds = [{name: type(part) for name, part in module.named_modules()} for module in modules]
+    held = [_rest(module) for module in modules]
+    for i, (tree, kind, rest) in enumerate(zip(trees, kinds, held, strict=True)):
+        arguments.check_alike("modules", i, kind, kinds[0])
+        arguments.check_like(as_leaf, f"modules[{i}]", tree, trees[0], "modules[0]")
+        arguments.check_alike("modules", i, rest, held[0])
+
+
+def _rest(module: torch.nn.Module) -> dict[str, Any]:
+    """What is neither array nor module: rates, functions, hooks, whether it is in training mode and what is frozen."""
+    rest = {f"{name}.requires_grad": array.requires_grad for name, array in module.named_parameters()}
+    for name, part in module.named_modules():
+        for key, value in vars(part).items():
+            if key not in ("_parameters", "_buffers", "_modules"):
+                rest[f"{name}.{key}" if name else key] = value
+    return rest
+
+
+def _statistics(module: torch.nn.Module) -> list[str]:
+    """The names of buffers that its forward writes, those of torch's own norms."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, part in module.named_modules()
+        if part.training and getattr(part, "track_running_stats", False)
+        for key, _ in part.named_buffers(recurse=False)
+    ]
