@@ -198,13 +198,14 @@ def _check(modules: list[Any], trees: list[dict[str, Any]]) -> None:
 def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
     """What is neither variable nor layer: rates, functions, what is frozen."""
     rest = {f"{name}.trainable": variable.trainable for name, variable in variables.items()}
+    places = {part.name: name for name, part in layers.items()}  # for a name that each layer has of its own
     for name, part in layers.items():
         held = {key: value for key, value in vars(part).items() if isinstance(value, PLAIN) and key[0] != "_"}
         with contextlib.suppress(NotImplementedError):  # a layer of the user's own need not have one
             held |= part.get_config()
         for key, value in held.items():
             if key not in OF_ITS_OWN:
-                rest[f"{name}.{key}" if name else key] = _same_names(value)
+                rest[f"{name}.{key}" if name else key] = _same_names(value, places)
     return rest
 
 
@@ -212,8 +213,10 @@ PLAIN = (bool, int, float, str, types.FunctionType, functools.partial)
 OF_ITS_OWN = ("name", "seed", "built", "build", "quantize")  # seeds are variables
 
 
-def _same_names(config: Any) -> Any:
+def _same_names(config: Any, places: dict[str, str]) -> Any:
     """A config within a config, without what each layer has of its own."""
     if isinstance(config, Mapping):
-        return {key: _same_names(value) for key, value in config.items() if key not in OF_ITS_OWN}
-    return [*map(_same_names, config)] if isinstance(config, (list, tuple)) else config
+        return {key: _same_names(value, places) for key, value in config.items() if key not in OF_ITS_OWN}
+    if isinstance(config, (list, tuple)):
+        return [_same_names(value, places) for value in config]
+    return places.get(config, config) if isinstance(config, str) else config

@@ -47,7 +47,7 @@ def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, t
     `requires_grad` of the modules. One of all modules is left out: it is closed over, and gets its gradient.
 
     y is None; but while the first module is in training mode and has running statistics, it is a dict of their new
-    values: `stacked_params | ys` is what the next step starts from.
+    values: `stacked_params | ys` is what the next step starts from, ys detached.
 
     Limits: modules that write any other buffer are refused by the stack.
     """
@@ -63,7 +63,7 @@ def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, t
 
 def _layer(module: torch.nn.Module) -> Layer:
     def layer(carry: Any, params: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        state = {name: params[name].clone() for name in _statistics(module) if name in params}
+        state = {name: params[name].detach().clone() for name in _statistics(module) if name in params}
         return functional_call(module, {**params, **state}, (carry, *args), kwargs), state or None
 
     return layer
@@ -122,9 +122,10 @@ class Scanned(torch.nn.Module):
             return one(carry, params, *x, *args, **kwargs)
 
         stacked_params = self.stacked_params
-        carry, state = scan_layers(layer, stacked_params, carry, xs, **self.options)
+        before = {name: stacked_params[name].clone() for name in _statistics(self.template) if name in self.names}
+        carry, state = scan_layers(layer, stacked_params | before, carry, xs, **self.options)
         with torch.no_grad():
-            for name, array in (state or {}).items():
+            for name, array in (state or {}).items():  # but not into what the gradient has kept
                 stacked_params[name].copy_(array)
         return carry
 
