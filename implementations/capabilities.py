@@ -65,9 +65,9 @@ TORCH_AUTOCAST = No(
     "builtins.RuntimeError",
     TORCH,
 )
-JAX_EXPORT = Yes("by jax.export with a symbolic N")
-TORCH_EXPORT = Yes("by torch.export with a Dim, forwards alone")
-TF_EXPORT = NotApplicable("the program that serves all N needs no export")
+JAX_EXPORT = Yes("by jax.export with a symbolic N, its derivative too")
+TORCH_EXPORT = Yes("by torch.export with a Dim, or packed by AOTInductor, forwards alone")
+TF_EXPORT = Yes("as a SavedModel with None for N, its derivative too")
 JAX_AUTOCAST = NotApplicable("the framework has no autocast; cast_params casts in sight")
 TF_AUTOCAST = JAX_AUTOCAST
 TF_ZEROS = Yes("where each stacked array has 1000 elements or more: the zeros of fewer are one operation, not two")

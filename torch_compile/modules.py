@@ -124,9 +124,8 @@ class Scanned(torch.nn.Module):
         stacked_params = self.stacked_params
         before = {name: stacked_params[name].clone() for name in _statistics(self.template) if name in self.names}
         carry, state = scan_layers(layer, stacked_params | before, carry, xs, **self.options)
-        with torch.no_grad():
-            for name, array in (state or {}).items():  # but not into what the gradient has kept
-                stacked_params[name].copy_(array)
+        for name, array in (state or {}).items():  # but not into what the gradient has kept
+            stacked_params[name].copy_(array.detach())
         return carry
 
 

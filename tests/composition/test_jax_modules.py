@@ -71,7 +71,7 @@ def test_what_differs_is_named(jax_scan):
         assert str(caught.value) == words
 
 
-def of_equinox(eqx, jax):
+def of_equinox(eqx: Any, jax: Any):
     """An encoder's block of Equinox's attention, with dropout, whose key is an x."""
 
     class Block(eqx.Module):
@@ -96,7 +96,7 @@ def of_equinox(eqx, jax):
 
 def test_modules_of_equinox(jax_scan):
     """Values, gradients and 20 steps of an optimizer are those of the loop, rolled with a key for each layer."""
-    eqx = pytest.importorskip("equinox")
+    eqx: Any = pytest.importorskip("equinox")
     import jax
     import optax
 
@@ -106,11 +106,11 @@ def test_modules_of_equinox(jax_scan):
 
     def loop(modules):
         carry = x
-        for module, key in zip(modules, keys, strict=True):
-            carry = module(carry, key)
+        for i, module in enumerate(modules):
+            carry = module(carry, keys[i])
         return (carry**2).sum()
 
-    results = []
+    results: list[Any] = []
     for model, loss in ((jax_scan.scanned(modules), lambda stack: (stack(x, xs=keys) ** 2).sum()), (modules, loop)):
         optimizer = optax.adam(1e-2)
         state = optimizer.init(eqx.filter(model, eqx.is_array))
@@ -129,7 +129,7 @@ def test_modules_of_equinox(jax_scan):
 
 def test_modules_of_flax_that_change_themselves(jax_scan):
     """Running statistics and the counts of a dropout's keys come out as ys."""
-    nnx = pytest.importorskip("flax.nnx")
+    nnx: Any = pytest.importorskip("flax.nnx")
     import jax
 
     class Block(nnx.Module):

@@ -203,7 +203,7 @@ def test_half_precision_is_that_of_the_modules(tf_while):
         np.testing.assert_array_equal(array, stack.stacked_params[name])
 
 
-BAD = {
+BAD: dict[str, tuple[dict, dict, str]] = {
     "a rate": (
         {"rate": 0.2},
         {"rate": 0.1},

@@ -17,6 +17,7 @@ from implementations.check.dialect import from_numpy, ops, pullback, to_numpy
 from reference import training
 from reference.stack import apply_layers, apply_layers_vjp, run_layers, run_layers_vjp, tree_map
 from tests.conftest import loaded
+from tests.support.modules import affine, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))}
@@ -72,7 +73,16 @@ def test_definition_is_the_reference():
 
 def test_every_block_is_run():
     """A block of Python in the README is one that a test here asks for, by these words."""
-    tested = [*FIRST.values(), *LAYERS.values(), *RECIPES, "vjp_layers", "empty_cache", "stacks.train", "export"]
+    tested = [
+        *FIRST.values(),
+        *LAYERS.values(),
+        *RECIPES,
+        "vjp_layers",
+        "empty_cache",
+        "stacks.train",
+        "export",
+        "stacks.scanned",
+    ]
     assert [code for code in BLOCKS[1:] if not any(words in code for words in tested)] == []
 
 
@@ -237,6 +247,64 @@ def test_one_exported_program():
         weights = np.concatenate([WEIGHTS, WEIGHTS])[:layers]
         y = shown.program.call(*map(implementation.from_numpy, (weights, START)))
         assert implementation.to_numpy(y).tolist() == apply_layers(weights, START).tolist()
+
+
+# From modules to a file.
+
+
+def modules_of(implementation):
+    return [affine(implementation, one["w"], one["b"]) for one in weights(3)]
+
+
+def loop_of(implementation, modules, x):
+    for module in modules:
+        x = module(x)
+    return implementation.to_numpy(x.detach() if hasattr(x, "detach") else x)
+
+
+@quick
+def test_modules_to_a_stack_and_back(implementation):
+    x = implementation.from_numpy(np.ones((2, 4)))
+    modules = modules_of(implementation)
+    shown = run(block("stacks.scanned"), stacks=implementation, modules=modules, x=x)
+    right = loop_of(implementation, modules, x)
+    y = shown.y.detach() if hasattr(shown.y, "detach") else shown.y
+    assert_close("as one", implementation.to_numpy(y), right)
+    assert shown.ys is None
+    assert_close("back", loop_of(implementation, shown.modules, x), right)
+
+
+SHIPPED = {"jax_scan": "program.serialize", "torch_compile": "torch.export.save", "tf_while": "model.export"}
+
+
+@quick
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_to_a_trained_saved_and_served_stack(name, tmp_path):
+    """The block as it stands, at most 20 lines of it; then what its last comment says."""
+    implementation = loaded(name)
+    code = block(SHIPPED[name])
+    assert len([line for line in code.splitlines() if line]) <= 20
+    x, target = from_numpy(implementation, (np.ones((2, 4)), np.zeros((2, 4))))
+    modules, file = modules_of(implementation), tmp_path / "stack.pt2"
+    shown = run(code, modules=modules, x=x, target=target, file=file)
+    if name == "jax_scan":
+        from jax import export
+
+        served = export.deserialize(bytearray(file.read_bytes())).call(x)
+        modules = shown.modules
+    elif name == "torch_compile":
+        import torch
+
+        served = torch.export.load(file).module()(x).detach()
+        torch.nn.ModuleList(modules).load_state_dict(torch.load(tmp_path / "stack.pt"))
+    else:
+        import tensorflow as tf
+
+        model = tf.saved_model.load(str(file))  # which holds the variables that serve reads
+        served = model.serve(x)
+    trained = loop_of(implementation, modules, x)
+    assert_close(name, implementation.to_numpy(served), trained)
+    assert (trained**2).sum() < 0.9 * (loop_of(implementation, modules_of(implementation), x) ** 2).sum()
 
 
 def test_the_frameworks_compilers_take_a_stack_as_they_come(implementation):

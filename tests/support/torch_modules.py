@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 # name -> shapes of the carry and of what all layers are given beside it
 MODULES = {
@@ -55,7 +56,7 @@ def block(name, *numbers):
 
 @functools.cache
 def kinds():
-    nn = torch().nn
+    nn: Any = torch().nn
 
     class Residual(nn.Module):
         """As in torchvision: convolution, batch norm, ReLU, convolution."""
