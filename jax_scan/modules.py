@@ -65,15 +65,27 @@ def from_modules(modules: Sequence[Any]) -> tuple[Layer, Any]:
     arguments.check_trees(as_leaf, "modules", trees)
     for i, module in enumerate(modules):
         arguments.check_alike("modules", i, _rest(module), _rest(modules[0]))
-    module = modules[0]
+    return _layer(modules[0]), stack_layers(trees)
 
-    def layer(carry: Any, params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        one = _with_arrays(module, params)
+
+def _layer(module: Any) -> Layer:
+    leaves, structure = jax.tree.flatten(module)
+    return _Layer(structure, tuple(None if isinstance(leaf, jax.Array) else leaf for leaf in leaves))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A module without its arrays; no closure, for it is static in a pytree, where what is equal must compare equal."""
+
+    structure: Any
+    rest: tuple[Any, ...]  # None for an array
+
+    def __call__(self, carry: Any, params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        arrays = iter(jax.tree.leaves(params))
+        one = jax.tree.unflatten(self.structure, [next(arrays) if leaf is None else leaf for leaf in self.rest])
         output = one(carry, *args, **kwargs)
         changed = jax.tree.map(lambda new, old: None if new is old else new, _arrays(one), params)
         return output, changed if jax.tree.leaves(changed) else None
-
-    return layer, stack_layers(trees)
 
 
 def to_modules(stacked_params: Any, modules: Sequence[Any]) -> list[Any]:
@@ -99,7 +111,7 @@ def scanned(modules: Sequence[Any], **options: Any) -> Scanned:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays do not compare
 class Scanned:
     """What `scanned` returns."""
 

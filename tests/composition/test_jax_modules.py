@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ def jax_scan():
     return loaded("jax_scan")
 
 
+@functools.cache
 def scaling():
     import jax
 
@@ -52,6 +54,46 @@ def test_two_modules_by_hand(jax_scan):
     assert [(float(m.w), m.rate, m.function) for m in written] == [(3, 10, plus_one), (4, 10, plus_one)]
     dw = jax.grad(lambda stack: stack(jax.numpy.array(1.0)))(jax_scan.scanned(modules)).stacked_params.w
     assert dw.tolist() == [300, 210]
+
+
+def test_a_module_that_changes_itself(jax_scan):
+    """Its new arrays come out as ys, and the modules stay as they are; modules as one have no place for them."""
+    import jax
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Counting:
+        w: Any
+        calls: Any
+
+        def __call__(self, carry):
+            self.calls = self.calls + carry
+            return carry * self.w
+
+    w, calls = jax.numpy.array([2.0, 3.0]), jax.numpy.array([0.0, 10.0])
+    modules = [Counting(w[i], calls[i]) for i in range(2)]
+    layer, stacked_params = jax_scan.from_modules(modules)
+    y, ys = jax_scan.scan_layers(layer, stacked_params, jax.numpy.array(5.0))
+    assert (float(y), ys.w, ys.calls.tolist()) == (30, None, [5, 20])
+    assert [float(module.calls) for module in modules] == [0, 10]
+    with pytest.raises(TypeError) as caught:
+        jax_scan.scanned(modules)(jax.numpy.array(5.0))
+    words = "modules: expected ones that change no array of theirs, got Counting; from_modules has it in ys"
+    assert str(caught.value) == words
+
+
+def test_stacks_of_modules_that_are_alike_are_alike(jax_scan):
+    """As pytrees, so that a checkpoint of one is one of the other; of another rate, they are not."""
+    import jax
+
+    def stack(rate, **options):
+        return jax_scan.scanned([scaling()(jax.numpy.array(1.0), rate, plus_one)] * 2, **options)
+
+    one, same, other = map(jax.tree.structure, (stack(0.1), stack(0.1), stack(0.2)))
+    assert one == same != other
+    assert one != jax.tree.structure(stack(0.1, remat=True))
+    both = jax.tree.map(lambda a, b: a + b, stack(0.1), stack(0.1))
+    np.testing.assert_allclose(both(jax.numpy.array(1.0)), 0.2 * (0.2 + 1) + 1)
 
 
 def test_what_differs_is_named(jax_scan):

@@ -124,6 +124,20 @@ def test_twenty_steps_of_an_optimizer_are_those_of_the_loop(torch_compile, name)
     close([*stack.state_dict().values()], [*modules.state_dict().values()])
 
 
+def test_modules_as_one_in_a_program_of_the_users(torch_compile):
+    """It is traced in one piece, writes its running statistics, and follows the mode that it is in."""
+    modules, (x,) = modules_of("residual block", 3)
+    stack, modules = torch_compile.scanned(modules), torch().nn.ModuleList(modules)
+    compiled = torch().compile(stack, fullgraph=True, backend="aot_eager")
+    for is_training in (True, False, True):
+        stack.train(is_training), modules.train(is_training)
+        found, right = compiled(x), loop(modules, x)
+        wrt = [*stack.parameters()], [*modules.parameters()]
+        dstack, each = gradients(found, wrt[0]), gradients(right, wrt[1])
+        close([found, *dstack], [right, *(torch().stack(each[i :: len(dstack)]) for i in range(len(dstack)))])
+        close([*stack.state_dict().values()], [*modules.state_dict().values()])
+
+
 def test_the_state_dict_is_that_of_the_list_of_modules(torch_compile):
     """In a model, so with a prefix; it goes both ways, also for a tied weight and a statistic."""
     nn = torch().nn
