@@ -59,23 +59,25 @@ def from_modules(modules: Sequence[Any]) -> tuple[Layer, dict[str, Any]]:
     module, shared = modules[0], arguments.which_shared(trees)
     stacked_params = stack_layers([{name: a for name, a in t.items() if name not in shared} for t in trees])
     for name, array in stacked_params.items():
-        stacked_params[name] = _keras().Variable(array, trainable=trees[0][name].trainable, name=name)
+        # not cast when it is read: the variables of the module are, each as it says
+        options = {"trainable": trees[0][name].trainable, "name": name, "autocast": False}
+        stacked_params[name] = _keras().Variable(array, **options)
     return _layer(module), stacked_params
 
 
 def _layer(module: Any) -> Layer:
     def layer(carry: Any, params: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         variables = {name: variable for name, variable in _arrays(module).items() if name in params}
-        given = {name: tf.convert_to_tensor(params[name]) for name in variables}
-        pairs = [(variable, given[name]) for name, variable in variables.items()]
+        pairs = [(variable, tf.convert_to_tensor(params[name])) for name, variable in variables.items()]
         # not stateless_call, which tells no layer within the module that it is in training, nor in what precision
         with _keras().StatelessScope(pairs, collect_losses=True) as scope:
+            old = {name: scope.get_current_value(variable) for name, variable in variables.items()}
             output = module(carry, *args, **kwargs)
             if module.losses:
                 raise arguments.has_losses(type(module).__name__)
         new = {name: scope.get_current_value(variable) for name, variable in variables.items()}
         # the scope hands back the very array that nothing was written to
-        return output, {name: array for name, array in new.items() if array is not given[name]} or None
+        return output, {name: array for name, array in new.items() if array is not old[name]} or None
 
     return layer
 
@@ -112,7 +114,7 @@ def _scanned_class() -> Any:
 
         def __init__(self, modules: Sequence[Any], options: dict[str, Any]) -> None:
             modules = arguments.check_modules(modules, _is_module)
-            super().__init__(dtype=modules[0].dtype_policy, autocast=False)  # the modules cast, each as it does
+            super().__init__(dtype=modules[0].dtype_policy)
             self.layer, self.params = from_modules(modules)
             self.options, self.built = options, True
 
@@ -124,8 +126,7 @@ def _scanned_class() -> Any:
             def layer(carry: Any, params: Any, *x: Any) -> tuple[Any, Any]:
                 return self.layer(carry, params, *x, *args, training=training, **kwargs)
 
-            cast = functools.partial(self.dtype_policy.convert_input, autocast=True, dtype=self.compute_dtype)
-            carry, stacked_params = tf.nest.map_structure(cast, carry), self.stacked_params
+            stacked_params = self.stacked_params
             carry, state = scan_layers(layer, stacked_params, carry, xs, **self.options)
             for name, array in (state or {}).items():
                 stacked_params[name].assign(array)

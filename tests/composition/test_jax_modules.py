@@ -89,9 +89,8 @@ def test_stacks_of_modules_that_are_alike_are_alike(jax_scan):
     def stack(rate, **options):
         return jax_scan.scanned([scaling()(jax.numpy.array(1.0), rate, plus_one)] * 2, **options)
 
-    one, same, other = map(jax.tree.structure, (stack(0.1), stack(0.1), stack(0.2)))
-    assert one == same != other
-    assert one != jax.tree.structure(stack(0.1, remat=True))
+    found: list[Any] = [jax.tree.structure(one) for one in (stack(0.1), stack(0.1), stack(0.2), stack(0.1, remat=True))]
+    assert [found[0] == other for other in found] == [True, True, False, False]
     both = jax.tree.map(lambda a, b: a + b, stack(0.1), stack(0.1))
     np.testing.assert_allclose(both(jax.numpy.array(1.0)), 0.2 * (0.2 + 1) + 1)
 
