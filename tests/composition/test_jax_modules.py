@@ -82,6 +82,21 @@ def test_a_module_that_changes_itself(jax_scan):
     assert str(caught.value) == words
 
 
+def test_one_size_at_every_depth(jax_scan):
+    """Modules as one are an argument of the program, and their gradient has their shape."""
+    import jax
+
+    def size(N, cotangent):
+        stack = jax_scan.scanned([scaling()(jax.numpy.array(float(i)), 0.5, jax.numpy.tanh) for i in range(N)])
+        x = jax.numpy.ones(3)
+        return jax_scan.graph_size(lambda stack, x: stack(x), stack, x, cotangent=x if cotangent else None)
+
+    for cotangent in (False, True):
+        sizes = [{**size(N, cotangent), "temp_bytes": 0} for N in (2, 5, 64)]
+        assert sizes[0] == sizes[1] == sizes[2]
+        assert sizes[0]["loops"] == 1 + cotangent
+
+
 def test_stacks_of_modules_that_are_alike_are_alike(jax_scan):
     """As pytrees, so that a checkpoint of one is one of the other; of another rate, they are not."""
     import jax
