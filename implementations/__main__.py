@@ -12,6 +12,7 @@ COMMANDS = {
     "capabilities": "implementations.capabilities:main",
     "check": "implementations.check.command:main",
     "peers": "implementations.check.peers_command:main",
+    "devices": "implementations.devices.command:main",
     "versions": "implementations.check.versions_command:main",
     "embed": "implementations.minilm.embed_command:main",
     "stack-checkpoint": "implementations.checkpoints.checkpoint_command:stack_main",

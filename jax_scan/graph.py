@@ -26,12 +26,12 @@ def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = T
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
     Without `memory` it is left out, as in the other frameworks, where it costs time.
     """
-    traced = _traced(apply, args, cotangent)
-    lowered = traced.lower()
+    captured = traced(apply, args, cotangent)
+    lowered = captured.lower()
     program = lowered.compile()
     hlo = program.as_text()
     counts = {
-        "captured": _equations(traced.jaxpr.jaxpr),
+        "captured": equations(captured.jaxpr.jaxpr),
         "lowered": _assignments(lowered.as_text()),
         "compiled": _assignments(hlo),
         "loops": hlo.count(" while("),
@@ -45,7 +45,7 @@ def compile_seconds(apply: Apply, *args: Any, cotangent: Any = None, times: int 
     with cold():
         for _ in range(times):
             start = time.perf_counter()
-            _traced(apply, args, cotangent).lower().compile()
+            traced(apply, args, cotangent).lower().compile()
             seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -55,15 +55,15 @@ def program_count() -> int:
     return stack._scan_dense._cache_size()  # type: ignore[attr-defined]
 
 
-def _traced(apply: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> Any:
+def traced(apply: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> Any:
     if cotangent is not None:
         apply, args = gradient(apply), (*args, cotangent)
     # A function of its own each time, so that nothing traced before is found again.
     return jax.jit(lambda *args: apply(*args)).trace(*args)
 
 
-def _equations(jaxpr: core.Jaxpr) -> int:
-    return len(jaxpr.eqns) + sum(_equations(sub) for eqn in jaxpr.eqns for sub in _subjaxprs(eqn.params.values()))
+def equations(jaxpr: core.Jaxpr) -> int:
+    return len(jaxpr.eqns) + sum(equations(sub) for eqn in jaxpr.eqns for sub in _subjaxprs(eqn.params.values()))
 
 
 def _subjaxprs(values: Any) -> list[core.Jaxpr]:

@@ -8,6 +8,7 @@ Source: https://docs.jax.dev/en/latest/_autosummary/jax.numpy.einsum.html
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 from typing import Any
@@ -22,26 +23,35 @@ from reference import shapes
 # HIGHEST: no TF32 where the hardware has it. A product alone leaves that to a global flag.
 HIGHEST = lax.Precision.HIGHEST
 
+# What tensor parallelism puts before and after the products that it cuts (devices.py).
+Hook = Callable[[jax.Array], jax.Array]
+
+
+def same(x: jax.Array) -> jax.Array:
+    return x
+
 
 def dense(carry: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
     """One dense layer, no activation: `w @ carry`, with carry [d], w [d, d]; no per-layer output."""
     return _product(w, carry), None  # [d]
 
 
-def mlp(carry: jax.Array, params: dict[str, Any]) -> tuple[jax.Array, None]:
+def mlp(carry: jax.Array, params: dict[str, Any], *, enter: Hook = same, leave: Hook = same) -> tuple[jax.Array, None]:
     """Pre-norm residual block, `carry + down(gelu(up(norm(carry))))`: carry [..., d]; no per-layer output.
 
     params: norm {scale [d], bias [d]}, up {w [d, f], bias [f]}, down {w [f, d], bias [d]}.
     """
     shapes.check(as_leaf, "mlp", carry, params)
-    h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
+    h = enter(_layer_norm(carry, params["norm"], EPS))  # [..., d]
     h = jnp.matmul(h, params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [..., f]
     h = jax.nn.gelu(wide(h), approximate=True).astype(h.dtype)  # the tanh form
-    h = jnp.matmul(h, params["down"]["w"], precision=HIGHEST) + params["down"]["bias"]  # [..., d]
+    h = leave(jnp.matmul(h, params["down"]["w"], precision=HIGHEST)) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
 
-def transformer_encoder(carry: dict[str, jax.Array], params: dict[str, Any]) -> tuple[dict[str, jax.Array], None]:
+def transformer_encoder(
+    carry: dict[str, jax.Array], params: dict[str, Any], *, enter: Hook = same, leave: Hook = same
+) -> tuple[dict[str, jax.Array], None]:
     """Post-norm block of BERT: x = norm1(x + attention(x)), then norm2(x + down(gelu(up(x)))); no per-layer output.
 
     carry: x [B, T, d], mask [B, T] of bool, True where there is a token: others are not attended to.
@@ -50,17 +60,23 @@ def transformer_encoder(carry: dict[str, jax.Array], params: dict[str, Any]) -> 
     """
     shapes.check(as_leaf, "transformer_encoder", carry, params)
     x, mask = carry["x"], carry["mask"]
-    q, k, v = (_heads(x, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
+    n = enter(x)
+    q, k, v = (_heads(n, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
-    x = _layer_norm(x + _merge(a, params["out"]["w"]) + params["out"]["bias"], params["norm1"], EPS_BERT)
-    h = jnp.matmul(x, params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [B, T, f]
+    x = _layer_norm(x + leave(_merge(a, params["out"]["w"])) + params["out"]["bias"], params["norm1"], EPS_BERT)
+    h = jnp.matmul(enter(x), params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [B, T, f]
     h = jax.nn.gelu(wide(h), approximate=False).astype(h.dtype)  # the exact form
-    h = jnp.matmul(h, params["down"]["w"], precision=HIGHEST) + params["down"]["bias"]  # [B, T, d]
+    h = leave(jnp.matmul(h, params["down"]["w"], precision=HIGHEST)) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
 
 def transformer_decoder(
-    carry: jax.Array, params: dict[str, Any], window: jax.Array | None = None
+    carry: jax.Array,
+    params: dict[str, Any],
+    window: jax.Array | None = None,
+    *,
+    enter: Hook = same,
+    leave: Hook = same,
 ) -> tuple[jax.Array, None]:
     """Pre-norm block: x + attention(norm1(x)), then x + down(silu(gate(h)) * up(h)), h = norm2(x).
 
@@ -71,8 +87,8 @@ def transformer_decoder(
         up {w [d, f]}, down {w [f, d]}.
     """
     positions = jnp.arange(carry.shape[1])
-    q, k, v = queries_keys_values(carry, params, positions)
-    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window)))), None
+    q, k, v = queries_keys_values(carry, params, positions, enter)
+    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window))), enter, leave), None
 
 
 def residual_conv(carry: jax.Array, params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
@@ -123,20 +139,22 @@ def init_layer(layer: str, key: jax.Array, dtype: str = "float32", **sizes: int)
     return shapes.first_values(layer, sizes, normal, lambda shape, value: jnp.full(shape, value, dtype))
 
 
-def queries_keys_values(x: jax.Array, params: dict[str, Any], positions: jax.Array) -> tuple[jax.Array, ...]:
+def queries_keys_values(
+    x: jax.Array, params: dict[str, Any], positions: jax.Array, enter: Hook = same
+) -> tuple[jax.Array, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
     shapes.check(as_leaf, "transformer_decoder", x, params)
-    n = rms_norm(x, params["norm1"])
+    n = enter(rms_norm(x, params["norm1"]))
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
 
 
-def finish(x: jax.Array, params: dict[str, Any], a: jax.Array) -> jax.Array:
+def finish(x: jax.Array, params: dict[str, Any], a: jax.Array, enter: Hook = same, leave: Hook = same) -> jax.Array:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
-    x = x + _merge(a, params["out"]["w"])  # [B, T, d]
-    n = rms_norm(x, params["norm2"])
+    x = x + leave(_merge(a, params["out"]["w"]))  # [B, T, d]
+    n = enter(rms_norm(x, params["norm2"]))
     gate, up = (jnp.matmul(n, params[name]["w"], precision=HIGHEST) for name in ("gate", "up"))  # [B, T, f]
-    return x + jnp.matmul(jax.nn.silu(gate) * up, params["down"]["w"], precision=HIGHEST)
+    return x + leave(jnp.matmul(jax.nn.silu(gate) * up, params["down"]["w"], precision=HIGHEST))
 
 
 def causal(of: jax.Array, sees: jax.Array, window: jax.Array | None = None) -> jax.Array:

@@ -55,8 +55,7 @@ def _reading_again(layer: Layer, carry: Any, stacked: tuple[Any, ...], i: jax.Ar
     All else that the derivative needs is kept, or not, as the layer itself has it. (jax.checkpoint around the step,
     with a policy that keeps all but the slices, would do that too, but put its policy in the place of the layer's own,
     and refuse complex numbers.)"""
-    slices = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
-    run, closed_over = hoist(layer, carry, *slices)
+    run, closed_over = hoist(layer, carry, *jax.eval_shape(_read, stacked, i))
 
     @jax.custom_jvp
     def step(closed_over: Any, carry: Any, stacked: Any, i: jax.Array) -> Any:

@@ -136,5 +136,24 @@ def shape_and_scale(axes: str, sizes: dict[str, int]) -> tuple[tuple[int, ...], 
     return tuple(size[s] for s in symbols), math.prod(size[s] for s in summed) ** -0.5
 
 
+def tensor_axes(layer: str) -> Any:
+    """Of stacked params of that layer, the axis that tensor parallelism cuts: that of f, h or g, None where none is."""
+    return _axis_of_each(layer, lambda is_cut: is_cut)
+
+
+def axes_beside(layer: str) -> Any:
+    """The first axis of each that it leaves whole, for what is fully sharded too; None where there is none."""
+    return _axis_of_each(layer, lambda is_cut: not is_cut)
+
+
+def _axis_of_each(layer: str, is_one: Callable[[bool], bool]) -> Any:
+    def axis(axes: Any) -> Any:
+        if isinstance(axes, dict):
+            return {name: axis(axes) for name, axes in axes.items()}
+        return next((1 + i for i, symbol in enumerate(_symbols(axes)) if is_one(symbol in ("f", "h", "g"))), None)
+
+    return axis(PARAMS[layer])
+
+
 def _symbols(axes: str) -> list[str]:
     return [axis for axis in axes.split() if axis not in ("->", "...")]

@@ -96,6 +96,7 @@ RUNS_AGAIN = (
     *("ReadVariableOp", "VarHandleOp", "VariableShape", "ResourceGather", "ResourceGatherNd", "LookupTableFindV2"),
     *("Assert", "Print", "PrintV2", "Placeholder", "PyFunc", "EagerPyFunc"),
     *("If", "Case", "While", "StatefulPartitionedCall"),
+    *("CollectiveReduceV2", "CollectiveGatherV2", "CollectiveAllToAllV2"),  # on all devices alike
 )
 
 
@@ -112,6 +113,23 @@ def stateful(graph: tf.Graph) -> Iterator[str]:
         known = op_def_registry.get(operation)
         if known is not None and known.is_stateful and operation not in RUNS_AGAIN:
             yield operation
+
+
+def all_devices() -> list[str]:
+    """The names of the GPUs, or else CPUs, of all processes, in one order for all: each lists its own first."""
+
+    def place(device: str) -> tuple[int, int]:
+        of = tf.DeviceSpec.from_string(device)
+        return of.task or 0, of.device_index
+
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return sorted((device.name for device in devices), key=place)
+
+
+def is_of_this_process(device: str) -> bool:
+    """Whether a device by that name is one of this process, not of another host."""
+    of, here = tf.DeviceSpec.from_string(device), tf.DeviceSpec.from_string(tf.constant(0).device)
+    return of.job in (None, here.job) and of.task in (None, here.task)
 
 
 def set_back() -> None:

@@ -9,6 +9,7 @@ Source: https://www.tensorflow.org/api_docs/python/tf/einsum (of attention; Tens
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -19,27 +20,37 @@ from tf_while.edges import as_leaf
 # TF32 is a global switch here, on by default on GPUs: tf.config.experimental.enable_tensor_float_32_execution.
 
 
+# What tensor parallelism puts before and after the products that it cuts (devices.py).
+Hook = Callable[[tf.Tensor], tf.Tensor]
+
+
+def same(x: tf.Tensor) -> tf.Tensor:
+    return x
+
+
 def dense(carry: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, None]:
     """One dense layer, no activation: `w @ carry`, with carry [d], w [d, d]; no per-layer output."""
     return tf.cast(tf.linalg.matvec(whole(w), whole(carry)), carry.dtype), None  # [d]
 
 
-def mlp(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, None]:
+def mlp(carry: tf.Tensor, params: dict[str, Any], *, enter: Hook = same, leave: Hook = same) -> tuple[tf.Tensor, None]:
     """Pre-norm residual block, `carry + down(gelu(up(norm(carry))))`: carry [..., d]; no per-layer output.
 
     params: norm {scale [d], bias [d]}, up {w [d, f], bias [f]}, down {w [f, d], bias [d]}.
     """
     shapes.check(as_leaf, "mlp", carry, params)
-    h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
+    h = enter(_layer_norm(carry, params["norm"], EPS))  # [..., d]
     h = _product(h, params["up"]["w"]) + params["up"]["bias"]  # [..., f]
     # gelu in the tanh form. That of tf.nn has a constant rounded to float32 in it, in float64 too.
     h = wide(h)
     h = tf.cast(0.5 * h * (1 + tf.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h * h * h))), carry.dtype)
-    h = _product(h, params["down"]["w"]) + params["down"]["bias"]  # [..., d]
+    h = leave(_product(h, params["down"]["w"])) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
 
-def transformer_encoder(carry: dict[str, tf.Tensor], params: dict[str, Any]) -> tuple[dict[str, tf.Tensor], None]:
+def transformer_encoder(
+    carry: dict[str, tf.Tensor], params: dict[str, Any], *, enter: Hook = same, leave: Hook = same
+) -> tuple[dict[str, tf.Tensor], None]:
     """Post-norm block of BERT: x = norm1(x + attention(x)), then norm2(x + down(gelu(up(x)))); no per-layer output.
 
     carry: x [B, T, d], mask [B, T] of bool, True where there is a token: others are not attended to.
@@ -48,18 +59,24 @@ def transformer_encoder(carry: dict[str, tf.Tensor], params: dict[str, Any]) -> 
     """
     shapes.check(as_leaf, "transformer_encoder", carry, params)
     x, mask = carry["x"], carry["mask"]
-    q, k, v = (_product(x, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
+    n = enter(x)
+    q, k, v = (_product(n, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
-    x = _layer_norm(x + _product(a, params["out"]["w"], 2) + params["out"]["bias"], params["norm1"], EPS_BERT)
-    h = _product(x, params["up"]["w"]) + params["up"]["bias"]  # [B, T, f]
+    x = _layer_norm(x + leave(_product(a, params["out"]["w"], 2)) + params["out"]["bias"], params["norm1"], EPS_BERT)
+    h = _product(enter(x), params["up"]["w"]) + params["up"]["bias"]  # [B, T, f]
     # gelu in the exact form. Of 1 + erf the last bits alone are left where h is negative, and XLA's erf has wrong ones.
     h = tf.cast(0.5 * wide(h) * tf.math.erfc(-wide(h) / math.sqrt(2)), x.dtype)
-    h = _product(h, params["down"]["w"]) + params["down"]["bias"]  # [B, T, d]
+    h = leave(_product(h, params["down"]["w"])) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
 
 def transformer_decoder(
-    carry: tf.Tensor, params: dict[str, Any], window: tf.Tensor | None = None
+    carry: tf.Tensor,
+    params: dict[str, Any],
+    window: tf.Tensor | None = None,
+    *,
+    enter: Hook = same,
+    leave: Hook = same,
 ) -> tuple[tf.Tensor, None]:
     """Pre-norm block: x + attention(norm1(x)), then x + down(silu(gate(h)) * up(h)), h = norm2(x).
 
@@ -70,8 +87,8 @@ def transformer_decoder(
         up {w [d, f]}, down {w [f, d]}.
     """
     positions = tf.range(tf.shape(carry)[1])
-    q, k, v = queries_keys_values(carry, params, positions)
-    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window)))), None
+    q, k, v = queries_keys_values(carry, params, positions, enter)
+    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window))), enter, leave), None
 
 
 def residual_conv(carry: tf.Tensor, params: dict[str, Any]) -> tuple[tf.Tensor, dict[str, Any]]:
@@ -123,20 +140,22 @@ def init_layer(layer: str, key: tf.Tensor, dtype: str = "float32", **sizes: int)
     return shapes.first_values(layer, sizes, normal, lambda shape, value: tf.fill(shape, tf.cast(value, dtype)))
 
 
-def queries_keys_values(x: tf.Tensor, params: dict[str, Any], positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def queries_keys_values(
+    x: tf.Tensor, params: dict[str, Any], positions: tf.Tensor, enter: Hook = same
+) -> tuple[tf.Tensor, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
     shapes.check(as_leaf, "transformer_decoder", x, params)
-    n = rms_norm(x, params["norm1"])
+    n = enter(rms_norm(x, params["norm1"]))
     q, k = (_rotate(_product(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _product(n, params["value"]["w"])
 
 
-def finish(x: tf.Tensor, params: dict[str, Any], a: tf.Tensor) -> tf.Tensor:
+def finish(x: tf.Tensor, params: dict[str, Any], a: tf.Tensor, enter: Hook = same, leave: Hook = same) -> tf.Tensor:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
-    x = x + _product(a, params["out"]["w"], 2)  # [B, T, d]
-    n = rms_norm(x, params["norm2"])
+    x = x + leave(_product(a, params["out"]["w"], 2))  # [B, T, d]
+    n = enter(rms_norm(x, params["norm2"]))
     gate, up = (_product(n, params[name]["w"]) for name in ("gate", "up"))  # [B, T, f]
-    return x + _product(gate * tf.sigmoid(gate) * up, params["down"]["w"])
+    return x + leave(_product(gate * tf.sigmoid(gate) * up, params["down"]["w"]))
 
 
 def causal(of: tf.Tensor, sees: tf.Tensor, window: tf.Tensor | None = None) -> tf.Tensor:

@@ -8,6 +8,7 @@ from reference.releases import names_of
 
 with names_of("tensorflow"):
     from tensorflow.compiler.xla.service import hlo_pb2
+    from tensorflow.python.eager import context
     from tensorflow.python.framework import op_def_registry
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as in_xla
     from tensorflow.python.saved_model.save_context import in_save_context
@@ -20,3 +21,8 @@ with names_of("tensorflow"):
 def leave_alone(operation: tf.Operation) -> None:
     """Keep TensorFlow's graph optimiser from rewriting this operation."""
     operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
+
+
+def abort_collectives(why: str) -> None:
+    """End all collectives of this process, those to come too: a device that has failed would be waited for."""
+    context.context().abort_collective_ops(tf.errors.ABORTED, why)

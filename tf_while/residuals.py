@@ -51,8 +51,10 @@ def captured(traced: Traced) -> Arrays:
 # Operations that cost nothing; those that cost little where their array is at hand; and those that cost nothing under
 # XLA, which makes them where they are read.
 RESHAPES = ("Identity", "Reshape", "ExpandDims", "Squeeze", "StopGradient", "PreventGradient")
-VIEWS = (*RESHAPES, "Cast", "Transpose", "StridedSlice", "Shape", "ShapeN", "Size", "Rank")
+VIEWS = (*RESHAPES, "IdentityN", "Cast", "Bitcast", "Transpose", "StridedSlice", "Shape", "ShapeN", "Size", "Rank")
 FUSED = ("Mul", "AddV2", "Sub", "Neg", "Square", "Maximum", "Minimum", "SelectV2", "Relu", "BroadcastTo")
+# Costs, but kept of all layers it would be the whole stack on each device.
+GATHER = "CollectiveGatherV2"
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile")
 
@@ -202,7 +204,7 @@ def _reads(traced: Traced, places: dict[int, Any]) -> list[tuple[Any, Any]]:
 def _kept(layer: tf.Graph, moving_inputs: Arrays, crossing: Arrays, reads: list[tuple[Any, Any]]) -> Arrays:
     """What has to be kept so that the arrays in `crossing` can be had again, without the carry itself."""
     moving, at_hand = {a.op.name for a in moving_inputs}, {a.op.name for a, _ in reads}
-    crosses, cheap = {a.name for a in crossing}, (*VIEWS, *FUSED) if compiled_by_xla() else VIEWS
+    crosses, cheap = {a.name for a in crossing}, (*VIEWS, GATHER, *(FUSED if compiled_by_xla() else ()))
     for op in layer.get_operations():
         inputs = {a.op.name for a in op.inputs}
         fixed = not (op.op_def.is_stateful or op.type in BRANCHES or inputs & moving)

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.forward_ad import unpack_dual
 from torch.overrides import TorchFunctionMode
 
-from reference import arguments
+from reference import arguments, meshes
 from torch_compile.edges import as_leaf
 from torch_compile.loops import Plan
 from torch_compile.primitive import Arrays, Seen, Step
@@ -71,15 +71,19 @@ def prepare(
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     stacked, slices = flatten((stacked_params, xs))
     carry_arrays, carry = flatten(init)
-    check_autocast(stacked[0])
+    check_loop(*stacked, *carry_arrays)
     y_floats, ys, seen = _run_once(layer, carry, slices, carry_arrays, stacked)
     num_params = len(flatten(stacked_params)[0])
     plan = Plan(_step(layer, carry, slices, ys), reverse, unroll, int(remat), num_params, seen)
     return Flat(plan, y_floats, stacked, carry_arrays, carry, slices, ys)
 
 
-def check_autocast(array: torch.Tensor) -> None:
-    device = array.device.type
+def check_loop(*arrays: torch.Tensor) -> None:
+    """What torch's loops do not take: autocast around them, and arrays that lie on many devices."""
+    # by name: to import it takes longer than all of this folder (https://github.com/pytorch/pytorch/issues/172568)
+    if any(type(a).__name__ == "DTensor" for a in arrays):
+        raise meshes.no_loop("DTensor")
+    device = arrays[0].device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
         raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
 

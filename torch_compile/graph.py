@@ -49,7 +49,7 @@ def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = T
     captured, lowered, code = [], [], []
 
     def inner(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
-        lowered.append(_nodes(graph))
+        lowered.append(nodes_of(graph))
         results = graph.graph.output_node().args[0]
         with nullcontext() if memory else patch.object(AsyncCompile, "cpp_pybinding", lambda *_: None):
             program = compile_fx_inner(graph, inputs, **options)
@@ -58,7 +58,7 @@ def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = T
         return program if memory else make_boxed_func(lambda *_: [_empty(node) for node in results])  # type: ignore
 
     def record(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        captured.append(_nodes(graph))
+        captured.append(nodes_of(graph))
         # the same kernels, called from Python, where they can be told from the rest
         return compile_fx(graph, inputs, inner_compile=inner, config_patches=OPTIONS | {"cpp_wrapper": False})
 
@@ -109,7 +109,7 @@ def _empty(node: torch.fx.Node | None) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
-def _nodes(graph: torch.fx.GraphModule) -> int:
+def nodes_of(graph: torch.fx.GraphModule) -> int:
     return sum(len(module.graph.nodes) for module in graph.modules() if isinstance(module, torch.fx.GraphModule))
 
 

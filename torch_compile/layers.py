@@ -8,6 +8,7 @@ Source: https://docs.pytorch.org/docs/2.13/generated/torch.nn.functional.scaled_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 from typing import Any
@@ -21,26 +22,37 @@ from torch_compile.private import pytree
 
 # TF32 is a global switch here, off by default: torch.set_float32_matmul_precision("highest").
 
+# What tensor parallelism puts before and after the products that it cuts (devices.py).
+Hook = Callable[[torch.Tensor], torch.Tensor]
+
+
+def same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
 
 def dense(carry: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, None]:
     """One dense layer, no activation: `w @ carry`, with carry [d], w [d, d]; no per-layer output."""
     return torch.matmul(w, carry), None  # [d]
 
 
-def mlp(carry: torch.Tensor, params: dict[str, Any]) -> tuple[torch.Tensor, None]:
+def mlp(
+    carry: torch.Tensor, params: dict[str, Any], *, enter: Hook = same, leave: Hook = same
+) -> tuple[torch.Tensor, None]:
     """Pre-norm residual block, `carry + down(gelu(up(norm(carry))))`: carry [..., d]; no per-layer output.
 
     params: norm {scale [d], bias [d]}, up {w [d, f], bias [f]}, down {w [f, d], bias [d]}.
     """
     shapes.check(as_leaf, "mlp", carry, params)
-    h = _layer_norm(carry, params["norm"], EPS)  # [..., d]
+    h = enter(_layer_norm(carry, params["norm"], EPS))  # [..., d]
     h = torch.matmul(h, params["up"]["w"]) + params["up"]["bias"]  # [..., f]
     h = F.gelu(h, approximate="tanh")
-    h = torch.matmul(h, params["down"]["w"]) + params["down"]["bias"]  # [..., d]
+    h = leave(torch.matmul(h, params["down"]["w"])) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
 
-def transformer_encoder(carry: dict[str, torch.Tensor], params: dict[str, Any]) -> tuple[dict[str, torch.Tensor], None]:
+def transformer_encoder(
+    carry: dict[str, torch.Tensor], params: dict[str, Any], *, enter: Hook = same, leave: Hook = same
+) -> tuple[dict[str, torch.Tensor], None]:
     """Post-norm block of BERT: x = norm1(x + attention(x)), then norm2(x + down(gelu(up(x)))); no per-layer output.
 
     carry: x [B, T, d], mask [B, T] of bool, True where there is a token: others are not attended to.
@@ -49,17 +61,23 @@ def transformer_encoder(carry: dict[str, torch.Tensor], params: dict[str, Any]) 
     """
     shapes.check(as_leaf, "transformer_encoder", carry, params)
     x, mask = carry["x"], carry["mask"]
-    q, k, v = (_heads(x, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
+    n = enter(x)
+    q, k, v = (_heads(n, params[name]["w"]) + params[name]["bias"] for name in ("query", "key", "value"))
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
-    x = _layer_norm(x + _merge(a, params["out"]["w"]) + params["out"]["bias"], params["norm1"], EPS_BERT)
-    h = torch.matmul(x, params["up"]["w"]) + params["up"]["bias"]  # [B, T, f]
+    x = _layer_norm(x + leave(_merge(a, params["out"]["w"])) + params["out"]["bias"], params["norm1"], EPS_BERT)
+    h = torch.matmul(enter(x), params["up"]["w"]) + params["up"]["bias"]  # [B, T, f]
     h = F.gelu(h, approximate="none")
-    h = torch.matmul(h, params["down"]["w"]) + params["down"]["bias"]  # [B, T, d]
+    h = leave(torch.matmul(h, params["down"]["w"])) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
 
 def transformer_decoder(
-    carry: torch.Tensor, params: dict[str, Any], window: torch.Tensor | None = None
+    carry: torch.Tensor,
+    params: dict[str, Any],
+    window: torch.Tensor | None = None,
+    *,
+    enter: Hook = same,
+    leave: Hook = same,
 ) -> tuple[torch.Tensor, None]:
     """Pre-norm block: x + attention(norm1(x)), then x + down(silu(gate(h)) * up(h)), h = norm2(x).
 
@@ -70,8 +88,8 @@ def transformer_decoder(
         up {w [d, f]}, down {w [f, d]}.
     """
     positions = torch.arange(carry.shape[1], device=carry.device)
-    q, k, v = queries_keys_values(carry, params, positions)
-    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window)))), None
+    q, k, v = queries_keys_values(carry, params, positions, enter)
+    return finish(carry, params, attend(q, (k, v, causal(positions, positions, window))), enter, leave), None
 
 
 def residual_conv(carry: torch.Tensor, params: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -129,20 +147,24 @@ def init_layer(layer: str, key: torch.Generator, dtype: str = "float32", **sizes
     )
 
 
-def queries_keys_values(x: torch.Tensor, params: dict[str, Any], positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def queries_keys_values(
+    x: torch.Tensor, params: dict[str, Any], positions: torch.Tensor, enter: Hook = same
+) -> tuple[torch.Tensor, ...]:
     """Of transformer_decoder, at those positions [T]: q [B, T, h, e], k and v [B, T, g, e]."""
     shapes.check(as_leaf, "transformer_decoder", x, params)
-    n = rms_norm(x, params["norm1"])
+    n = enter(rms_norm(x, params["norm1"]))
     q, k = (_rotate(_heads(n, params[name]["w"]), positions) for name in ("query", "key"))
     return q, k, _heads(n, params["value"]["w"])
 
 
-def finish(x: torch.Tensor, params: dict[str, Any], a: torch.Tensor) -> torch.Tensor:
+def finish(
+    x: torch.Tensor, params: dict[str, Any], a: torch.Tensor, enter: Hook = same, leave: Hook = same
+) -> torch.Tensor:
     """What transformer_decoder makes of its attention a [B, T, h, e]."""
-    x = x + _merge(a, params["out"]["w"])  # [B, T, d]
-    n = rms_norm(x, params["norm2"])
+    x = x + leave(_merge(a, params["out"]["w"]))  # [B, T, d]
+    n = enter(rms_norm(x, params["norm2"]))
     gate, up = (torch.matmul(n, params[name]["w"]) for name in ("gate", "up"))  # [B, T, f]
-    return x + torch.matmul(F.silu(gate) * up, params["down"]["w"])
+    return x + leave(torch.matmul(F.silu(gate) * up, params["down"]["w"]))
 
 
 def causal(of: torch.Tensor, sees: torch.Tensor, window: torch.Tensor | None = None) -> torch.Tensor:

@@ -19,6 +19,7 @@ with names_of("torch"):
     from torch._C import _get_dispatch_mode as get_dispatch_mode
     from torch._C import _TorchDispatchModeKey as ModeKey
     from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+    from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.eval_frame import skip_code
     from torch._dynamo.exc import FailOnRecompileLimitHit
     from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -55,6 +56,7 @@ with names_of("torch"):
     from torch._ops import HigherOrderOperator
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch._subclasses.functional_tensor import FunctionalTensorMode, PythonFunctionalizeAPI, dispatch_functionalize
+    from torch.distributed.distributed_c10d import _resolve_process_group
     from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, disable_proxy_modes_tracing, get_proxy_mode
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,6 +72,10 @@ with names_of("torch"):
 
 def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
+
+
+def process_group(name: str) -> torch.distributed.ProcessGroup:
+    return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def memory_of(array: torch.Tensor) -> int:

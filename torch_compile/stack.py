@@ -19,7 +19,7 @@ import torch
 from reference import arguments
 from torch_compile import loops
 from torch_compile.autodiff import differentiable
-from torch_compile.checks import check_autocast, prepare
+from torch_compile.checks import check_loop, prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
 from torch_compile.loops import Plan
@@ -49,7 +49,7 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     Limits: weights that are not contiguous are copied once. Forward mode and second derivatives run layer by layer.
     """
     _check(weights, x)
-    check_autocast(weights)
+    check_loop(weights, x)
 
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;

@@ -21,9 +21,9 @@ from typing import IO, Any, TypeVar
 
 from implementations import ROOT
 from implementations.progress import Report
-from implementations.results.records import Checked, Measured, from_json
+from implementations.results.records import Checked, Measured, OnDevices, from_json
 
-Result = TypeVar("Result", Measured, Checked)
+Result = TypeVar("Result", Measured, Checked, OnDevices)
 
 
 def measure(name: str, arguments: Sequence[str], timeout: float, tell: Report) -> Measured:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from implementations.interface import LEVELS
-from implementations.results.records import FORMS, Size
+from implementations.results.records import FORMS, OnDevices, Size, Way
 
 LOOPS = "loops"
 
@@ -94,3 +94,33 @@ def broken_laws(sizes: Iterable[Size], loops: int = 1, keys: Sequence[str] = (*L
         for key in keys
         if (said := program.broken(key, loops))
     ]
+
+
+def broken_on_devices(found: OnDevices) -> list[str]:
+    """What is wrong on many devices, in words: numbers, counts that change with N, temporaries that hold whole layers.
+
+    Where each layer is whole on a device while it runs, one more layer must add less than its own size to what the
+    program holds: what has been gathered, or copied to sum up its gradient, is not kept."""
+    if found.status != "ok":
+        return [f"{found.status}: {found.reason}"]
+    broken = [f"{one.way}, N = {one.N}: {one.wrong}" for one in found.ways if one.wrong]
+    by_way: dict[str, list[Way]] = {}
+    for one in found.ways:
+        by_way.setdefault(one.way, []).append(one)
+    for way, each in by_way.items():
+        first, last = each[0], each[-1]
+        has_remainder = way.endswith("=3")  # what is left over of N layers is beside the loop
+        for key in ("collectives",) if has_remainder else ("collectives", "operations"):
+            if any(_inside(getattr(one, key)) != _inside(getattr(first, key)) for one in each):
+                counts = ", ".join(f"N = {one.N}: {getattr(one, key)}" for one in each)
+                broken.append(f"{way}: {key} change with N: {counts}")
+        if way.startswith(("data", "fully")) and None not in (first.temp_bytes, last.temp_bytes) and last.N > first.N:
+            added, layer = (getattr(last, key) - getattr(first, key) for key in ("temp_bytes", "whole_bytes"))
+            if added >= layer:
+                broken.append(f"{way}: {last.N - first.N} layers add {added} bytes of temporaries, and have {layer}")
+    return broken
+
+
+def _inside(counts: object) -> object:
+    """Of collectives those in loops."""
+    return {kind: n for kind, n in counts.items() if kind != "outside"} if isinstance(counts, dict) else counts

@@ -264,6 +264,33 @@ class Checked(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Way:
+    """The gradient of a stack that is cut over devices in one way, at one depth."""
+
+    way: str
+    N: int
+    wrong: str = ""  # what differs from NumPy's
+    collectives: dict[str, int] = field(default_factory=dict)  # kind -> number in the bodies of loops; and "outside"
+    operations: int | None = None  # of the program, before it is compiled
+    sent_bytes: int | None = None  # of whole arrays, by the collectives in loops
+    whole_bytes: int  # of the stack
+    param_bytes: int  # of it on one device
+    temp_bytes: int | None = None  # of the program on one device, where the framework says it
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevices(Run):
+    """One implementation on many devices."""
+
+    name: str
+    problems: tuple[str, ...] = ()
+    size: int = 0  # devices
+    versions: dict[str, str] = field(default_factory=dict)
+    ways: tuple[Way, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Release(Run):
     """What `python -m implementations versions` finds of one release of a framework."""
 

@@ -29,6 +29,7 @@ FILES = (
     "modules.py",
     "decoding.py",
     "training.py",
+    "devices.py",
     "layers.py",
     "checks.py",
     "programs.py",
@@ -36,16 +37,17 @@ FILES = (
     "alternatives.py",
     "outside.py",
     "graph.py",
+    "graph_on_mesh.py",
     "edges.py",
 )
 # What JAX has no need of: the primitive made safe, what is not public, what a derivative keeps; and in torch, what runs
 # layer by layer.
 BESIDE = {
-    "tf_while": ("primitive.py", "private.py", "residuals.py"),
-    "torch_compile": ("fallback.py", "primitive.py", "private.py", "residuals.py"),
+    "tf_while": ("mesh_program.py", "parts.py", "primitive.py", "private.py", "residuals.py"),
+    "torch_compile": ("collectives.py", "fallback.py", "primitive.py", "private.py", "residuals.py"),
 }
 # of reference: not the oracle, and no more than what frameworks must agree on
-WORDS = {f"reference.{name}" for name in ("arguments", "made_of", "releases", "shapes")}
+WORDS = {f"reference.{name}" for name in ("arguments", "made_of", "meshes", "releases", "shapes")}
 LINES = {"stack.py": 150, "graph.py": 135, "transforms.py": 195, "training.py": 100}
 
 
@@ -152,9 +154,10 @@ def test_the_reader_of_imports_sees_them():
 
 
 # The rooms of the comparison, lowest first; "" is what stands at the door, below all of them but for TOP.
-ROOMS = "", "results", "checkpoints", "report", "check", "peers", "minilm", "measuring", "top"
+ROOMS = "", "results", "checkpoints", "report", "check", "devices", "peers", "minilm", "measuring", "top"
 # commands, which put the rooms together
 TOP = {"compare.py", "__main__.py", "measuring/bench_command.py", "check/command.py", "check/peers_command.py"}
+TOP |= {"devices/command.py"}
 TOP |= {"checkpoint.py", "checkpoint_files.py"}  # names of before the rooms
 
 
@@ -365,6 +368,16 @@ def test_torch_and_tensorflow_tell_the_derivative_in_the_same_words():
     assert {"Plan", "Rule", "scan", "scan_vjp", "vjp_step", "differentiable"} <= torch & tf
     assert len(torch & tf) >= len(torch | tf) / 2, torch ^ tf
     assert sum(len(source("torch_compile", file).splitlines()) for file in ("stack.py", *files)) <= 450
+
+
+def test_many_devices_are_the_same_functions_in_every_folder():
+    """At least four of five names, with the same arguments."""
+    found = [functions(name, "devices.py") for name in NAMES]
+    public = [{name for name in each if not name.startswith("_")} for each in found]
+    shared = set.intersection(*public)
+    assert len(shared) >= 0.8 * len(set.union(*public)), set.union(*public) - shared
+    for name in shared:
+        assert len({tuple(a.arg for a in each[name].args.args) for each in found}) == 1, name
 
 
 # The file to read: no loop over layers, one docstring a function.

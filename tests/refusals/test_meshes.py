@@ -1,0 +1,178 @@
+"""What is refused of meshes and of what is cut over them, in the same words everywhere, and what a framework cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from implementations import NAMES, ROOT
+from reference import meshes
+from tests.conftest import loaded
+
+pytestmark = pytest.mark.torch_backend("eager")
+
+
+def test_what_is_cut_is_a_size_that_the_devices_divide():
+    """A weight of 4 x 6, cut along 6 by 2, or by 4; NumPy's shapes are as good as any."""
+    check, weight = numpy_check, np.zeros((3, 4, 6))
+    check(weight, {"data": 2}, data=2)
+    with pytest.raises(ValueError, match="that 4 devices divide") as caught:
+        check(weight, {"data": 2}, data=4)
+    expected = "stacked_params: expected a size along axis 2 that 4 devices divide, got shape (3, 4, 6)"
+    assert str(caught.value) == expected
+
+
+def numpy_check(weight, cut, **mesh):
+    from reference.arguments import Leaf
+
+    meshes.check_cuts(lambda a: Leaf(a.shape, a.dtype.name), "stacked_params", weight, [(weight, cut)], mesh)
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        ({"data": 0}, "stacked_params: expected an axis from 1 to 2 to be cut, got 0"),
+        ({"data": 3}, "stacked_params: expected an axis from 1 to 2 to be cut, got 3"),
+        ({"data": 1, "tensor": 1}, "stacked_params: expected one cut along an axis, got data = 1, tensor = 1"),
+        ({"model": 1}, "name: expected an axis of the mesh (data = 2, tensor = 2), got 'model'"),
+    ],
+)
+def test_wrong_cuts(cut, words):
+    with pytest.raises(ValueError, match="expected") as caught:
+        numpy_check(np.zeros((3, 4, 6)), cut, data=2, tensor=2)
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "words"),
+    [
+        ({"data": 3, "tensor": 4}, ValueError, "sizes: expected 1 to 8 devices, got 12 (data = 3, tensor = 4)"),
+        ({"data": 0}, ValueError, "sizes: expected 1 to 8 devices, got 0 (data = 0)"),
+        ({"data": 2.0}, TypeError, "data: expected a number of devices, got 2.0"),
+        ({"data": True}, TypeError, "data: expected a number of devices, got True"),
+    ],
+)
+def test_wrong_meshes(sizes, error, words):
+    with pytest.raises(error) as caught:
+        meshes.check_mesh(sizes, 8)
+    assert str(caught.value) == words
+
+
+# In each framework, on a mesh of the one device that is there.
+
+
+@contextlib.contextmanager
+def one_device(name):
+    """The folder, and a mesh of one device."""
+    implementation, devices = loaded(name), importlib.import_module(f"{name}.devices")
+    with contextlib.ExitStack() as stack:
+        if name == "torch_compile":
+            from torch import distributed
+
+            distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+            stack.callback(distributed.destroy_process_group)
+        yield implementation, devices, devices.make_mesh(data=1)
+
+
+def posed(implementation):
+    rng = np.random.default_rng(0)
+    return [implementation.from_numpy(rng.standard_normal(shape)) for shape in ((3, 4, 4), (4,))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_framework_says_so(name):
+    with one_device(name) as (implementation, devices, mesh):
+        w, x = posed(implementation)
+        calls = {
+            lambda: devices.make_mesh(data=1000): "sizes: expected 1 to 1 devices, got 1000 (data = 1000)",
+            lambda: devices.fully_sharded(implementation.LAYERS["dense"], mesh, "model"): (
+                "name: expected an axis of the mesh (data = 1), got 'model'"
+            ),
+            lambda: devices.shard_layers(w, mesh, {"data": 3}): (
+                "stacked_params: expected an axis from 1 to 2 to be cut, got 3"
+            ),
+            lambda: devices.on_mesh(lambda w, x: x, mesh, ({"data": 1}, {"data": 1}), {})(w, x): (
+                "args[1]: expected an axis from 0 to 0 to be cut, got 1"
+            ),
+        }
+        for call, words in calls.items():
+            with pytest.raises(ValueError, match="expected") as caught:
+                call()
+            assert str(caught.value) == words
+
+
+@pytest.mark.covers("a stack cut along its layers, read one at a time")
+@pytest.mark.parametrize("implementation", NAMES)
+def test_layers_are_not_cut_apart(implementation):
+    with one_device(implementation) as (folder, devices, mesh):
+        devices.shard_layers(posed(folder)[0], mesh, {"data": 0})
+
+
+@pytest.mark.covers("a stack on many devices, differentiated from outside of `on_mesh`")
+@pytest.mark.parametrize("implementation", NAMES)
+def test_the_gradient_from_outside(implementation):
+    with one_device(implementation) as (folder, devices, mesh):
+        params = folder.init_layers("mlp", 0, 3, "float64", d=4, f=8)
+        x = folder.from_numpy(np.linspace(-1, 1, 8).reshape(2, 4))
+        layer, batch = devices.fully_sharded(folder.LAYERS["mlp"], mesh, "data"), {"data": 0}
+        run = devices.on_mesh(
+            lambda params, x: folder.scan_layers(layer, params, x)[0], mesh, ({"data": 1}, batch), batch
+        )
+        _, _, expected = folder.gradient(lambda *args: folder.scan_layers(folder.LAYERS["mlp"], *args)[0])(params, x, x)
+        _, _, actual = folder.gradient(lambda *args: devices.whole(run(*args), mesh, batch))(params, x, x)
+        assert actual is not None
+        np.testing.assert_allclose(folder.to_numpy(actual), folder.to_numpy(expected), rtol=1e-12)
+
+
+PLACED = """
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from jax_scan import LAYERS, init_layers, scan_layers
+from jax_scan.devices import make_mesh, shard, shard_layers
+from jax_scan.graph_on_mesh import run_on_mesh
+mesh = make_mesh(data=4)
+params, x = init_layers("mlp", 0, 8, "float64", d=16, f=64), jax.numpy.linspace(-1, 1, 16 * 16).reshape(16, 16)
+
+def loss(params, x):
+    return (scan_layers(LAYERS["mlp"], params, x)[0] ** 2).sum()
+
+placed = shard_layers(params, mesh, {"data": 1}), shard(x, mesh, {"data": 0})
+found, counts = run_on_mesh(jax.grad(loss), *placed)
+right = jax.grad(loss)(params, x)
+errors = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(b).max()), jax.device_get(found), jax.device_get(right))
+assert max(jax.tree.leaves(errors)) < 1e-13, errors
+assert counts["collectives"].get("all-gather", 0) + counts["collectives"].get("all-reduce", 0) > 0, counts
+assert counts["param_bytes"] * 4 == sum(a.nbytes for a in jax.tree.leaves(params)), counts
+"""
+
+
+@pytest.mark.covers("arrays that are placed, and no `on_mesh`, with the gradient")
+@pytest.mark.parametrize("implementation", NAMES)
+def test_placement_alone(implementation):
+    """JAX finds the collectives by itself. The others have such arrays too, and no loop for them."""
+    if implementation == "jax_scan":
+        loaded(implementation)
+        environment = {"JAX_ENABLE_X64": "1", "PATH": "", "HOME": "/"}
+        run = subprocess.run([sys.executable, "-c", PLACED], cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr[-2000:]
+    elif implementation == "torch_compile":
+        with one_device(implementation) as (folder, devices, mesh):
+            w, x = posed(folder)
+            folder.scan_layers(folder.LAYERS["dense"], devices.shard_layers(w, mesh, {"data": 1}), x)
+    else:
+        folder = loaded(implementation)
+        import tensorflow as tf
+        from tensorflow.experimental import dtensor
+
+        mesh = dtensor.create_mesh([("data", 1)], devices=["CPU:0"])
+        arrays = posed(folder)
+        w, x = (dtensor.copy_to_mesh(a, dtensor.Layout.replicated(mesh, len(a.shape))) for a in arrays)
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            y = tf.reduce_sum(folder.scan_layers(folder.LAYERS["dense"], w, x)[0])
+        tape.gradient(y, w)
