@@ -76,6 +76,24 @@ TF_INSIDE = Yes("inside a tf.function; around the stack called as it stands it c
 TF_FORWARD_REVERSE = No(
     "an accumulator cannot pass through the list of carries that a gradient keeps", TF_FORWARD, "builtins.TypeError", TF
 )
+CUT_LAYERS = (
+    "every device reads every layer: it would be gathered before the loop",
+    "https://github.com/openxla/xla/issues/46108",
+    "builtins.ValueError",
+)
+TORCH_PLACED = No("its loops take no DTensor", f"{TORCH_ISSUES}172568", "builtins.TypeError", TORCH)
+TF_PLACED = No(
+    "its lists, in which a loop keeps what the gradient reads, have no DTensor",
+    "https://www.tensorflow.org/guide/dtensor_overview",
+    "tensorflow.errors.UnimplementedError",
+    TF,
+)
+TF_ON_MESH = No(
+    "each device is a call from a thread of its own, and a tape sees those of its own thread",
+    "https://www.tensorflow.org/api_docs/python/tf/GradientTape",
+    "builtins.AssertionError",
+    TF,
+)
 
 # capability -> one state for each of NAMES, in that order
 TABLE: dict[str, tuple[State, State, State]] = {
@@ -124,6 +142,15 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "`jvp_layers` of layers with attention": (Yes(), TORCH_ATTENTION, Yes()),
     "one program for all N, any layer": (JAX_STATIC, Yes("for N >= 2"), Yes("in graph mode")),
     "one exported program for all N": (JAX_EXPORT, TORCH_EXPORT, TF_EXPORT),
+    "many devices: data parallel, fully sharded, tensor parallel": (Yes(), Yes(), Yes()),
+    "many devices: a pipeline of stages": (Yes(), Yes(), Yes()),
+    "a stack on many devices, differentiated from outside of `on_mesh`": (Yes(), Yes(), TF_ON_MESH),
+    "arrays that are placed, and no `on_mesh`, with the gradient": (Yes(), TORCH_PLACED, TF_PLACED),
+    "a stack cut along its layers, read one at a time": (
+        No(*CUT_LAYERS, JAX),
+        No(*CUT_LAYERS, TORCH),
+        No(*CUT_LAYERS, TF),
+    ),
     "a list of layers to a stack, and back": (Yes(), Yes(), Yes()),
     "a list of modules to a stack, and back": (Yes(), Yes(), Yes()),
     "decoding with a cache of keys and values": (Yes(), Yes(), Yes()),

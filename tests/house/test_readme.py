@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +83,7 @@ def test_every_block_is_run():
         "empty_cache",
         "stacks.train",
         "export",
+        "make_mesh",
         "stacks.scanned",
     ]
     assert [code for code in BLOCKS[1:] if not any(words in code for words in tested)] == []
@@ -129,6 +132,20 @@ def test_gradient_of_any_layer(name):
         gradient = shown.gradient(params, x)
     y, hs = run_layers(make_layer(ops("numpy")), PARAMS, X)
     assert_shown(implementation, gradient, gradients(PARAMS, X, (2 * y, np.ones_like(hs)))[0])
+
+
+def test_many_devices():
+    """In a process of its own: their number is fixed before JAX starts."""
+    loaded("jax_scan")
+    check = """
+import jax
+params, x = init_layers("mlp", 0, 12, d=16, f=64), jax.numpy.ones((8, 16))
+right, _ = scan_layers(LAYERS["mlp"], params, x)
+assert len(stack(params, x).addressable_shards) == 8
+assert abs(jax.device_get(stack(params, x)) - right).max() < 1e-4 * abs(right).max()
+"""
+    run = subprocess.run([sys.executable, "-c", block("make_mesh") + check], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 def given(implementation):
