@@ -31,7 +31,6 @@ from tf_while.trees import Layer, filled, flatten, map_arrays
 
 Axes = dict[str, Any]
 
-TIMEOUT_SECONDS = 60.0  # so long a device waits for the others in a collective
 _groups = itertools.count(1 << 20)  # numbers of groups; those of tf.distribute begin at 1
 
 
@@ -205,8 +204,9 @@ def _collective(operation: Callable[..., tf.Tensor], array: tf.Tensor, mesh: Mes
         group_size=mesh.shape[name],
         group_key=here.groups[name],
         instance_key=next(here.instances),
-        ordering_token=[here.token],
-        timeout_seconds=TIMEOUT_SECONDS,
+        ordering_token=[
+            here.token
+        ],  # and no timeout_seconds: for each TensorFlow starts a thread, which sleeps as long
     )
 
 

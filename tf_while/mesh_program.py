@@ -20,6 +20,7 @@ from tf_while.parts import Mesh, as_leaf, cut_up, packed
 from tf_while.private import abort_collectives
 from tf_while.trees import flatten, split
 
+SECONDS = 600.0  # that a call on the mesh may take: of devices that send different things each waits for the others
 _instances = itertools.count(1 << 20, 1 << 10)  # numbers of collectives: each program has as many of its own
 
 
@@ -74,7 +75,7 @@ def inside(mesh: Mesh, name: str) -> Here:
 
 
 def together(mesh: Mesh, calls: dict[int, Callable[[], Any]]) -> dict[int, Any]:
-    """The results of all calls, each made on its device; when one fails, the others wait no longer."""
+    """The results of all calls, each made on its device; when one fails, or all wait, they wait no longer."""
 
     def call(i: int) -> Any:
         with tf.device(mesh.devices[i]):
@@ -82,10 +83,14 @@ def together(mesh: Mesh, calls: dict[int, Callable[[], Any]]) -> dict[int, Any]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = {pool.submit(call, i): i for i in calls}
-        for future in as_completed(futures):
-            error = future.exception()
-            if error is not None:
-                error.add_note(f"on {mesh.devices[futures[future]]}")
-                abort_collectives(f"{mesh.devices[futures[future]]}: {error}")
-                raise error
+        try:
+            for future in as_completed(futures, timeout=SECONDS):
+                error = future.exception()
+                if error is not None:
+                    error.add_note(f"on {mesh.devices[futures[future]]}")
+                    abort_collectives(f"{mesh.devices[futures[future]]}: {error}")
+                    raise error
+        except TimeoutError:
+            abort_collectives(f"a call on the mesh has taken {SECONDS} s")
+            raise
     return {i: future.result() for future, i in futures.items()}

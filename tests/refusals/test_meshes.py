@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,3 +178,43 @@ def test_placement_alone(implementation):
             tape.watch(w)
             y = tf.reduce_sum(folder.scan_layers(folder.LAYERS["dense"], w, x)[0])
         tape.gradient(y, w)
+
+
+THREADS = """
+import os
+import tensorflow as tf
+import tf_while
+from tf_while import devices
+devices.start(2)
+mesh = devices.make_mesh(data=2)
+layer = devices.data_parallel(lambda carry, w: (tf.linalg.matvec(w, carry), None), mesh, "data")
+
+def gradient(w, x):
+    return tf_while.vjp_layers(layer, w, x[0], cotangents=(x[0], None))[1][0]
+
+run = devices.on_mesh(gradient, mesh, ({}, {"data": 0}), {})
+for _ in range(2):
+    run(tf.ones((500, 2, 2)), tf.ones((2, 2)))
+    print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_a_collective_of_tensorflow_takes_no_thread_of_its_own():
+    """With a timeout of its own it would: one that sleeps as long, and a program has thousands."""
+    loaded("tf_while")
+    run = subprocess.run([sys.executable, "-c", THREADS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    first, second = map(int, run.stdout.split())
+    assert second < first + 100
+
+
+def test_a_call_on_a_mesh_of_tensorflow_has_an_end(monkeypatch):
+    loaded("tf_while")
+    from tf_while import mesh_program
+
+    aborted: list = []
+    monkeypatch.setattr(mesh_program, "SECONDS", 0.1)
+    monkeypatch.setattr(mesh_program, "abort_collectives", aborted.append)
+    with pytest.raises(TimeoutError):
+        mesh_program.together(SimpleNamespace(devices=["CPU:0"]), {0: lambda: time.sleep(0.5)})
+    assert aborted == ["a call on the mesh has taken 0.1 s"]
