@@ -204,9 +204,8 @@ def _collective(operation: Callable[..., tf.Tensor], array: tf.Tensor, mesh: Mes
         group_size=mesh.shape[name],
         group_key=here.groups[name],
         instance_key=next(here.instances),
-        ordering_token=[
-            here.token
-        ],  # and no timeout_seconds: for each TensorFlow starts a thread, which sleeps as long
+        ordering_token=[here.token],
+        # and no timeout_seconds: for each collective TensorFlow would start a thread, which sleeps as long
     )
 
 

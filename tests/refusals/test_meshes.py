@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,8 +214,9 @@ def test_a_call_on_a_mesh_of_tensorflow_has_an_end(monkeypatch):
     from tf_while import mesh_program
 
     aborted: list = []
+    mesh: Any = SimpleNamespace(devices=["CPU:0"])
     monkeypatch.setattr(mesh_program, "SECONDS", 0.1)
     monkeypatch.setattr(mesh_program, "abort_collectives", aborted.append)
     with pytest.raises(TimeoutError):
-        mesh_program.together(SimpleNamespace(devices=["CPU:0"]), {0: lambda: time.sleep(0.5)})
+        mesh_program.together(mesh, {0: lambda: time.sleep(0.5)})
     assert aborted == ["a call on the mesh has taken 0.1 s"]
