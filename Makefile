@@ -10,8 +10,9 @@ compare: $(READY)  ## measure and compare what is installed; writes report/
 test: $(READY)  ## the shared tests
 	$(BIN)/python -m pytest $(ARGS)
 
-peers: .venv-peers/.ready  ## the shared checks on the stacks of other libraries; writes report/peers/
+peers: .venv-peers/.ready  ## the shared checks on the stacks of other libraries, and their modules; writes report/peers/
 	.venv-peers/bin/python -m implementations peers $(ARGS)
+	.venv-peers/bin/python -m pytest tests/composition/test_jax_modules.py tests/composition/test_hf_modules.py
 
 versions: $(READY)  ## the tests in other releases of the frameworks; writes report/versions/
 	$(BIN)/python -m implementations versions $(ARGS)
@@ -38,5 +39,5 @@ $(READY): pyproject.toml constraints.txt
 
 .venv-peers/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt ".[jax,torch,tensorflow,peers]"
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt ".[jax,torch,tensorflow,peers,test]"
 	touch $@
