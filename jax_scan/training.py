@@ -21,13 +21,21 @@ from jax_scan.stack import scan_layers, unroll_layers
 from reference import arguments
 
 
-def loss(params: dict[str, Any], batch: jax.Array, *, unroll: bool = False, remat: bool | int = False) -> jax.Array:
+def loss(
+    params: dict[str, Any],
+    batch: jax.Array,
+    *,
+    layer: Any = LAYERS["transformer_decoder"],
+    unroll: bool = False,
+    remat: bool | int = False,
+) -> jax.Array:
     """Mean cross entropy, in nats, of each next token of a batch [B, T + 1] of integers.
 
-    params: embedding [V, d], layers (stacked params of transformer_decoder), norm {scale [d]}, head [d, V]."""
+    params: embedding [V, d], layers (stacked params of transformer_decoder), norm {scale [d]}, head [d, V]. layer:
+    transformer_decoder, as devices.py makes it one of many devices."""
     stack: Callable[..., Any] = unroll_layers if unroll else partial(scan_layers, remat=remat)
     x = params["embedding"][batch[:, :-1]]  # [B, T, d]
-    x, _ = stack(LAYERS["transformer_decoder"], params["layers"], x)
+    x, _ = stack(layer, params["layers"], x)
     logits = jnp.matmul(rms_norm(x, params["norm"]), params["head"], precision=HIGHEST)  # [B, T, V]
     log_p = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(log_p, batch[:, 1:, None], -1).mean()

@@ -101,7 +101,7 @@ def gather(array: tf.Tensor, mesh: Mesh, name: str, axis: int) -> tf.Tensor:
         whole = tf.bitcast(whole, dtype) if dtype == tf.bfloat16 else whole
         size = part.shape[0]
         whole.set_shape([None if size is None else size * mesh.shape[name], *part.shape[1:]])
-        return _swapped(whole, axis), lambda d: scatter(d, mesh, name, axis)
+        return _swapped(whole, axis), lambda d: scatter(tf.convert_to_tensor(d), mesh, name, axis)
 
     return run(array)
 
@@ -119,7 +119,8 @@ def scatter(array: tf.Tensor, mesh: Mesh, name: str, axis: int) -> tf.Tensor:
 def copy(array: tf.Tensor, mesh: Mesh, name: str) -> tf.Tensor:
     @tf.custom_gradient
     def run(array: tf.Tensor) -> Any:
-        return tf.identity(array), lambda d: add(d, mesh, name)
+        # of a lookup, the cotangent of its table is rows and their indices
+        return tf.identity(array), lambda d: add(tf.convert_to_tensor(d), mesh, name)
 
     return run(array)
 

@@ -23,13 +23,21 @@ from tf_while.stack import scan_layers, unroll_layers
 from tf_while.trees import filled, flatten, map_arrays
 
 
-def loss(params: dict[str, Any], batch: tf.Tensor, *, unroll: bool = False, remat: bool | int = False) -> tf.Tensor:
+def loss(
+    params: dict[str, Any],
+    batch: tf.Tensor,
+    *,
+    layer: Any = LAYERS["transformer_decoder"],
+    unroll: bool = False,
+    remat: bool | int = False,
+) -> tf.Tensor:
     """Mean cross entropy, in nats, of each next token of a batch [B, T + 1] of integers.
 
-    params: embedding [V, d], layers (stacked params of transformer_decoder), norm {scale [d]}, head [d, V]."""
+    params: embedding [V, d], layers (stacked params of transformer_decoder), norm {scale [d]}, head [d, V]. layer:
+    transformer_decoder, as devices.py makes it one of many devices."""
     stack: Callable[..., Any] = unroll_layers if unroll else partial(scan_layers, remat=remat)
     x = tf.gather(params["embedding"], batch[:, :-1])  # [B, T, d]
-    x, _ = stack(LAYERS["transformer_decoder"], params["layers"], x)
+    x, _ = stack(layer, params["layers"], x)
     logits = tf.tensordot(rms_norm(x, params["norm"]), params["head"], 1)  # [B, T, V]
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch[:, 1:], logits))
 

@@ -24,14 +24,20 @@ from torch_compile.trees import flatten, flatten_like, map_arrays
 
 
 def loss(
-    params: dict[str, Any], batch: torch.Tensor, *, unroll: bool = False, remat: bool | int = False
+    params: dict[str, Any],
+    batch: torch.Tensor,
+    *,
+    layer: Any = LAYERS["transformer_decoder"],
+    unroll: bool = False,
+    remat: bool | int = False,
 ) -> torch.Tensor:
     """Mean cross entropy, in nats, of each next token of a batch [B, T + 1] of integers.
 
-    params: embedding [V, d], layers (stacked params of transformer_decoder), norm {scale [d]}, head [d, V]."""
+    params: embedding [V, d], layers (stacked params of transformer_decoder), norm {scale [d]}, head [d, V]. layer:
+    transformer_decoder, as devices.py makes it one of many devices."""
     stack: Callable[..., Any] = unroll_layers if unroll else partial(scan_layers, remat=remat)
     x = F.embedding(batch[:, :-1], params["embedding"])  # [B, T, d]
-    x, _ = stack(LAYERS["transformer_decoder"], params["layers"], x)
+    x, _ = stack(layer, params["layers"], x)
     logits = torch.matmul(rms_norm(x, params["norm"]), params["head"])  # [B, T, V]
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten().long())
 
