@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from implementations import NAMES, files, progress
+from implementations import NAMES, ROOT, files, progress
 from implementations.devices.ways import PIPELINE, WAYS
 from implementations.measuring import isolate
 from implementations.report import html
-from implementations.report.table import BAD, NONE, Table, renderable
+from implementations.report.table import BAD, NONE, Table, in_markdown, renderable
 from implementations.results.laws import broken_on_devices
 from implementations.results.records import OnDevices, to_json
 
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ways", nargs="+", default=[*WAYS, PIPELINE], metavar="WAY", help="only these")
     made.add_argument("--backend", default="aot_eager", help="what compiles torch's programs; inductor takes longer")
     made.add_argument("--implementations", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help="only these")
+    made.add_argument("--readme", action="store_true", help="write the tables into implementations/README.md too")
     made.add_argument("--out", type=Path, default=Path("report/devices"), metavar="FOLDER")
     made.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS", help="for each; default: 1800")
     return made
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     files.replace(options.out / "devices.json", json.dumps([to_json(each) for each in found], indent=1) + "\n")
     files.replace(options.out / "index.html", html.page_of(f"On {options.size} devices", tables))
+    if options.readme:
+        files.replace_block(ROOT / "implementations" / "README.md", "devices", "\n\n".join(map(in_markdown, tables)))
     console.print(f"Written: {options.out}/index.html, {options.out}/devices.json.", highlight=False)
     return int(bool(broken))
 
@@ -107,7 +110,7 @@ def memory(found: Sequence[OnDevices]) -> Table:
             cells.append(", ".join(_percent(one.temp_bytes, one.whole_bytes) for one in counted))
         rows.append([way, *cells])
     depths = ", ".join(str(N) for N in dict.fromkeys(one.N for each in found for one in each.ways))
-    columns = ("", *(f"{each.name}\n{what}" for each in found for what in ("params", "temporaries")))
+    columns = ("", *(f"{each.name}: {what}" for each in found for what in ("params", "temporaries")))
     note = f"Of one device, in percent of the whole stack; temporaries of the gradient at N = {depths}."
     return Table("devices", "What a device holds", columns, "l" + "r" * (len(columns) - 1), rows, note)
 
