@@ -159,3 +159,11 @@ RUN = "import runpy\nrunpy.run_module('implementations.devices.worker', run_name
 def test_every_option_and_depth(name):
     loaded(name)
     assert broken_on_devices(on_devices(name, 4, (4, 8, 64), (*WAYS, PIPELINE), timeout=1800)) == []
+
+
+@pytest.mark.thorough
+def test_torch_by_inductor():
+    """As users run it: elsewhere here the programs stop before Inductor, which each process would wait for."""
+    loaded("torch_compile")
+    ways = "data parallel", "fully sharded", "tensor parallel"
+    assert broken_on_devices(on_devices("torch_compile", 2, (4, 8), ways, timeout=1800, backend="inductor")) == []
