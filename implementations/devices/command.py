@@ -13,10 +13,13 @@ from rich.console import Console
 from implementations import NAMES, ROOT, files, progress
 from implementations.devices.ways import PIPELINE, WAYS
 from implementations.measuring import isolate
-from implementations.report import html
+from implementations.report import drawing, figures, html
+from implementations.report.drawing import Line, Panel
+from implementations.report.figures import Figure
 from implementations.report.table import BAD, NONE, Table, in_markdown, renderable
 from implementations.results.laws import broken_on_devices
 from implementations.results.records import OnDevices, to_json
+from implementations.results.summary import spread
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "permute")
 
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"{BAD} {text}", style="bold red", highlight=False, markup=False)
     options.out.mkdir(parents=True, exist_ok=True)
     files.replace(options.out / "devices.json", json.dumps([to_json(each) for each in found], indent=1) + "\n")
-    files.replace(options.out / "index.html", html.page_of(f"On {options.size} devices", tables))
+    files.replace(options.out / "index.html", html.page_of(f"On {options.size} devices", tables, [held(found)]))
     if options.readme:
         files.replace_block(ROOT / "implementations" / "README.md", "devices", "\n\n".join(map(in_markdown, tables)))
     console.print(f"Written: {options.out}/index.html, {options.out}/devices.json.", highlight=False)
@@ -113,6 +116,37 @@ def memory(found: Sequence[OnDevices]) -> Table:
     columns = ("", *(f"{each.name}: {what}" for each in found for what in ("params", "temporaries")))
     note = f"Of one device, in percent of the whole stack; temporaries of the gradient at N = {depths}."
     return Table("devices", "What a device holds", columns, "l" + "r" * (len(columns) - 1), rows, note)
+
+
+# Ways in which no device has the whole stack.
+CUT = {
+    "fully sharded": (drawing.ROLLED, "o"),
+    "fully sharded, remat=True": (drawing.THIRD, "^"),
+    "fully sharded x tensor": (drawing.FOURTH, "D"),
+    "pipeline": (drawing.FIFTH, "v"),
+}
+
+
+def held(found: Sequence[OnDevices]) -> Figure:
+    """Of one device: its params and the temporaries of the gradient, below the line of the whole stack."""
+    rows = []
+    for each in found:
+        lines = [
+            Line(
+                way,
+                False,
+                {one.N: spread([one.param_bytes + (one.temp_bytes or 0)]) for one in each.ways if one.way == way},
+                *look,
+            )
+            for way, look in CUT.items()
+        ]
+        whole = {one.N: spread([one.whole_bytes]) for one in each.ways if one.way in CUT}
+        lines = [line for line in [*lines, Line("the whole stack", False, whole, drawing.MUTED, "")] if line.values]
+        versions = ", ".join(f"{package} {version}" for package, version in each.versions.items())
+        where = f"mlp, {each.size} devices"
+        rows.append(Panel(each.name, versions, "bytes a device", "bytes", where, lines, "" if lines else each.status))
+    caption = "What one device holds of a stack, its params and the temporaries of the gradient. The line is the stack."
+    return figures.figure("held", "No device holds the whole stack", caption, [rows])
 
 
 def _percent(part: int | None, whole: int) -> str:

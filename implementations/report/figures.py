@@ -37,7 +37,7 @@ def figures(results: Results) -> dict[str, Figure]:
         _each(results, panels.dense, "compile_seconds"),
     )
     return {
-        "graph-size": _figure(
+        "graph-size": figure(
             "graph-size",
             "Graph size at the three levels",
             f"{_flat(results)} Units differ between panels, so compare slopes, not heights: all panels of a row "
@@ -45,13 +45,13 @@ def figures(results: Results) -> dict[str, Figure]:
             [_each(results, panels.dense, level) for level in LEVELS],
         ),
         **_general(results),
-        "compile-time": _figure(
+        "compile-time": figure(
             "compile-time",
             "Compile time",
             f"{_compile(results)} Trace and compile from cold, without the first execution; bands are quartiles.",
             [compile_time],
         ),
-        "run-time": _figure(
+        "run-time": figure(
             "run-time",
             "Run time a layer",
             f"{_run(results)} One call divided by N: where N is small the call itself dominates. The dotted line reads "
@@ -59,7 +59,7 @@ def figures(results: Results) -> dict[str, Figure]:
             [_each(results, panels.dense, "run_seconds")],
         ),
         **_worth(results),
-        "temporary-memory": _figure(
+        "temporary-memory": figure(
             "temporary-memory",
             "Temporary memory",
             f"{_memory(results)} What a compiled program allocates beside its arguments and results. A gradient keeps "
@@ -68,7 +68,7 @@ def figures(results: Results) -> dict[str, Figure]:
         ),
         **_training(results),
         # Not on the page: the one to show elsewhere.
-        "overview": _figure("overview", "Compiled size and compile time", "", [compiled, compile_time]),
+        "overview": figure("overview", "Compiled size and compile time", "", [compiled, compile_time]),
     }
 
 
@@ -132,7 +132,7 @@ def _general(results: Results) -> dict[str, Figure]:
     layer, kept = summary.main_layer(results), summary.main_layer(results, remat=True)
     looks = dict(zip(dict.fromkeys(names), cycle(drawing.MANY), strict=False))  # the same in every panel
     found = {
-        "programs": _figure(
+        "programs": figure(
             "programs",
             "Compiled size of each program of the general stack",
             f"{_held(results)} Layer: {layer}; each panel has its own unit.",
@@ -140,7 +140,7 @@ def _general(results: Results) -> dict[str, Figure]:
         )
     }
     if kept:
-        found["remat"] = _figure(
+        found["remat"] = figure(
             "remat",
             "Memory of each choice of remat",
             f"{_kept(results, kept)} Layer: {kept}.",
@@ -184,7 +184,7 @@ def _worth(results: Results) -> dict[str, Figure]:
     if not facts:
         return {}
     return {
-        "worth": _figure(
+        "worth": figure(
             "worth",
             "When is a scan worth it?",
             f"Compiling once and calling so often, rolled and unrolled. Of the forward program the scan costs less, "
@@ -201,7 +201,7 @@ def _training(results: Results) -> dict[str, Figure]:
         return {}
     off = ", ".join(f"{drawing.say(run.off[-1], 'deviation')} in {name}" for name, run in runs)
     return {
-        "training": _figure(
+        "training": figure(
             "training",
             "Training parity",
             f"The losses of one language model, from the same weights, batch by batch. In float32, after "
@@ -213,7 +213,7 @@ def _training(results: Results) -> dict[str, Figure]:
     }
 
 
-def _figure(name: str, title: str, caption: str, rows: Sequence[Sequence[Panel]]) -> Figure:
+def figure(name: str, title: str, caption: str, rows: Sequence[Sequence[Panel]]) -> Figure:
     limits = [_limits(row) for row in rows]
     legend = max(drawing.legend_height(panel) for row in rows for panel in row)
     height, columns = drawing.HEIGHT + legend, len(rows[0])

@@ -134,10 +134,11 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
     return _document(TITLE, f"{body}<footer>{made}</footer>\n")
 
 
-def page_of(title: str, shown: Sequence[Table]) -> str:
-    """A page of tables alone."""
-    sections = "".join(f"<section><h2>{escape(table.title)}</h2>{_table(table)}</section>\n" for table in shown)
-    return _document(title, f"<h1>{escape(title)}</h1>\n{sections}")
+def page_of(title: str, shown: Sequence[Table], drawn: Sequence[Figure] = ()) -> str:
+    """A page of figures and tables alone."""
+    sections = [f"<section><h2>{escape(figure.title)}</h2>{_figure(figure)}</section>\n" for figure in drawn]
+    sections += [f"<section><h2>{escape(table.title)}</h2>{_table(table)}</section>\n" for table in shown]
+    return _document(title, f"<h1>{escape(title)}</h1>\n{''.join(sections)}")
 
 
 def _document(title: str, body: str) -> str:
