@@ -106,7 +106,8 @@ def test_a_file_of_jax(tmp_path):
     for N in DEPTHS:
         assert_close("the file", served(tmp_path, RUN_JAX, N, 3), right(*problem(N, 3)))
     sizes = [len(exported_by_jax(stack, N)) for N in (*DEPTHS, 1024)]
-    assert max(sizes) - min(sizes) < 100  # the digits of N
+    # places in the source, of which JAX writes those that it has not traced before; a layer more would be a tenth
+    assert max(sizes) - min(sizes) < 0.05 * min(sizes)
 
 
 # torch: forwards alone, open in N; and a package of C++ that needs no Python.
