@@ -106,7 +106,7 @@ def test_a_file_of_jax(tmp_path):
     for N in DEPTHS:
         assert_close("the file", served(tmp_path, RUN_JAX, N, 3), right(*problem(N, 3)))
     sizes = [len(exported_by_jax(stack, N)) for N in (*DEPTHS, 1024)]
-    # places in the source, of which JAX writes those that it has not traced before; a layer more would be a tenth
+    # places in the source, of which JAX writes those that it has not traced before
     assert max(sizes) - min(sizes) < 0.05 * min(sizes)
 
 
