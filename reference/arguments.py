@@ -40,10 +40,10 @@ def writes_outside(operation: str) -> TypeError:
 
 
 def complex_outside(dtype: str) -> TypeError:
-    """The error for a complex array that a layer closes over, where the framework's loop takes real ones alone."""
+    """The error for a complex array that a layer closes over and that wants a gradient, for which the loop has none."""
     return TypeError(
-        f"layer: expected real arrays where it closes over one, got {dtype}; close over view_as_real of it, "
-        "or pass it in stacked_params or xs"
+        f"layer: expected real arrays where it closes over what requires a gradient, got {dtype}; close over "
+        "view_as_real of it, or pass it in stacked_params or xs"
     )
 
 

@@ -27,7 +27,7 @@ from torch_compile.private import (
     save_values_for_backward,
     saved_values,
 )
-from torch_compile.residuals import differentiated, is_wanted, plain
+from torch_compile.residuals import differentiated, is_wanted, of_real, plain
 from torch_compile.trees import map_arrays, tangents_like
 
 Apply = Callable[..., Any]
@@ -85,6 +85,7 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
 
 def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, remat: int) -> Any:
     """(carry, ys) of a stack, in loops that have a derivative if one may be asked for."""
+    layer, closed = of_real(layer, closed)
     if get_proxy_mode() is None and active_fake_mode() is not None:  # only shapes are asked for
         new_carry, y = split(layer(*owned(carry), *map(first_slice_copy, stacked), *closed), len(carry))
         return [*owned(new_carry), *(a.expand(stacked[0].shape[0], *a.shape).clone() for a in y)]
@@ -100,6 +101,7 @@ def _without_derivative(
     layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, _remat: int
 ) -> Any:
     let_inductor_count()
+    layer, closed = of_real(layer, closed)
     plan = Plan(layer, reverse, unroll, rule=plain(layer, carry, stacked, closed))
     new_carry, ys, _ = scan(plan, list(stacked), list(carry), list(closed), keep=False)
     return [*new_carry, *ys]

@@ -173,7 +173,7 @@ class _Recorder(TorchDispatchMode):
             self.seen["draws"] = str(operator)
         inputs, own = _tensors(given), {_memory(a) for a in self.made}
         known = self.given | {id(a) for a in self.outputs}
-        if closed_over := [a for a in inputs if a.is_complex() and id(a) not in known]:
+        if closed_over := [a for a in inputs if a.is_complex() and a.requires_grad and id(a) not in known]:
             self.seen["reads"] = str(closed_over[0].dtype).removeprefix("torch.")
         written = [given.get(a.name) for a in schema if a.alias_info and a.alias_info.is_write]
         if given.get("training"):  # what the schema of batch norm does not say

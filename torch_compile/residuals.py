@@ -91,6 +91,18 @@ def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, rema
     return Rule(forward, backward, like[len(carry) :], like_kept, like_dslices, like_dclosed)
 
 
+def of_real(layer: Any, closed: Any) -> tuple[Any, Arrays]:
+    """The layer, and the complex arrays that it closes over as pairs of real numbers, which loops can read."""
+    is_complex = [isinstance(a, torch.Tensor) and a.is_complex() for a in closed]
+
+    def of_pairs(*arrays: Any) -> Any:
+        given, pairs = split(arrays, len(arrays) - len(closed))
+        return layer(*given, *(torch.view_as_complex(a) if c else a for a, c in zip(pairs, is_complex, strict=True)))
+
+    pairs = [real(a) if c else a for a, c in zip(closed, is_complex, strict=True)]
+    return (of_pairs if any(is_complex) else layer), pairs
+
+
 def is_wanted(array: Any) -> bool:
     """Whether there is a derivative by it; what a layer closes over may be a size."""
     return isinstance(array, torch.Tensor) and array.is_floating_point() and array.requires_grad

@@ -101,9 +101,9 @@ def scan_layers(
     Graph: unroll=1, remat False or True: exactly the same number of operations for every N >= 2. Else not more than
         some number, whatever N is.
     Limits: with remat layers run again, so that a gradient refuses one that draws random numbers. What `layer` closes
-        over is shared by all layers and receives its gradient; it is refused if it is written to or is complex. Forward
-        mode and second derivatives run layer by layer. Called as it stands it is compiled once for all layers that are
-        made of the same (reference/made_of.py).
+        over is shared by all layers and receives its gradient; it is refused if it is written to, or is complex and
+        requires one. Forward mode and second derivatives run layer by layer. Called as it stands it is compiled once
+        for all layers that are made of the same (reference/made_of.py).
     """
     flat = prepare(layer, stacked_params, init, xs, reverse, unroll, remat)
     with named_scope("scan_layers"):

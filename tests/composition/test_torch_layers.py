@@ -291,7 +291,9 @@ def test_transforms_of_complex_numbers(torch_compile):
 
 
 @FORMS
-def test_a_complex_array_that_a_layer_closes_over_is_refused(torch_compile, form):
+@pytest.mark.parametrize("options", [{}, {"remat": 2}], ids=str)
+def test_a_complex_array_that_a_layer_closes_over(torch_compile, form, options):
+    """A table of rotations, say. One that is to be trained is refused, and told how to be taken."""
     import torch
 
     (w, x), table = arrays((3, 4, 4), (2, 4)), torch.polar(torch.ones(2), torch.ones(2)).to(torch.complex128)
@@ -299,11 +301,10 @@ def test_a_complex_array_that_a_layer_closes_over_is_refused(torch_compile, form
     def layer(table, c, p):
         return torch.view_as_real(torch.view_as_complex((c @ p).unflatten(1, (2, 2))) * table()).flatten(1), None
 
-    refused, real = functools.partial(layer, lambda: table), torch.view_as_real(table)
-    with pytest.raises(TypeError, match="got complex128; close over view_as_real of it"):
-        in_form(form, lambda w, x: torch_compile.scan_layers(refused, w, x)[0])(w, x)
-    taken = functools.partial(layer, lambda: torch.view_as_complex(real))  # the way that the words name
-    same_gradients(torch_compile, form, taken, w, x)
+    same_gradients(torch_compile, form, functools.partial(layer, lambda: table), w, x, **options)
+    trained = table.clone().requires_grad_()
+    with pytest.raises(TypeError, match="what requires a gradient, got complex128; close over view_as_real of it"):
+        in_form(form, lambda w, x: torch_compile.scan_layers(functools.partial(layer, lambda: trained), w, x)[0])(w, x)
 
 
 # What a layer closes over.
