@@ -100,8 +100,8 @@ def broken_on_devices(found: OnDevices) -> list[str]:
     """What is wrong on many devices, in words: numbers, counts that change with N, temporaries that hold whole layers.
 
     Where each layer is whole on a device while it runs, one more layer must add less than its own size to what the
-    program holds: what has been gathered, or copied to sum up its gradient, is not kept. (Not of the decoder, whose
-    activations alone may be more.)"""
+    program holds: what has been gathered, or copied to sum up its gradient, or read in each tick of a pipeline, is not
+    kept. (Not of the decoder, whose activations alone may be more.)"""
     if found.status != "ok":
         return [f"{found.status}: {found.reason}"]
     broken = [f"{one.way}, N = {one.N}: {one.wrong}" for one in found.ways if one.wrong]
@@ -117,7 +117,7 @@ def broken_on_devices(found: OnDevices) -> list[str]:
             if any(_inside(getattr(one, key)) != _inside(getattr(first, key)) for one in each):
                 counts = ", ".join(f"N = {one.N}: {getattr(one, key)}" for one in each)
                 broken.append(f"{way}: {key} change with N: {counts}")
-        is_whole = way.startswith(("data", "fully")) and "decoder" not in way
+        is_whole = way == "pipeline" or (way.startswith(("data", "fully")) and "decoder" not in way)
         if is_whole and None not in (first.temp_bytes, last.temp_bytes) and last.N > first.N:
             added, layer = (getattr(last, key) - getattr(first, key) for key in ("temp_bytes", "whole_bytes"))
             if added >= layer:

@@ -6,6 +6,8 @@ in processes of its own, and a mistake, which is a hang here, ends with a timeou
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from implementations import NAMES
@@ -134,14 +136,18 @@ NOTICED = {
     "a gradient is not summed": ("copy = of_one_device", "data parallel", "dparams"),
     "a sum is its own derivative": ("add = own_derivative", "tensor parallel", "dparams"),
 }
+OF_JAX = {
+    "a tick is no checkpoint": ("jax.checkpoint = lambda tick, **_: tick", "pipeline", "bytes of temporaries"),
+}
 
 
 @pytest.mark.thorough("torch_compile", "tf_while")
-@pytest.mark.parametrize("mistake", NOTICED)
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize(
+    ("name", "mistake"), [*itertools.product(MISTAKES, NOTICED), *itertools.product(["jax_scan"], OF_JAX)]
+)
 def test_a_mistake_is_noticed(name, mistake, tmp_path):
     loaded(name)
-    change, way, said = NOTICED[mistake]
+    change, way, said = (NOTICED | OF_JAX)[mistake]
     script = tmp_path / "mistaken.py"
     script.write_text(f"{START}from {name} import devices\n{MISTAKES[name]}\ndevices.{change}\n{RUN}")
     asked = name, str(DEVICES[name]), "4,16", way, "aot_eager"
