@@ -97,14 +97,11 @@ def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, u
     return _Stack.apply(plan, (len(carry), len(stacked), len(closed)), *carry, *stacked, *closed)
 
 
-def _without_derivative(
-    layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, _remat: int
-) -> Any:
+def _without_derivative(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, _: int) -> Any:
     let_inductor_count()
     layer, closed = of_real(layer, closed)
     plan = Plan(layer, reverse, unroll, rule=plain(layer, carry, stacked, closed))
-    new_carry, ys, _ = scan(plan, list(stacked), list(carry), list(closed), keep=False)
-    return [*new_carry, *ys]
+    return [a for part in scan(plan, list(stacked), list(carry), list(closed), keep=False)[:2] for a in part]
 
 
 lowered_by(_lowered, _without_derivative)
