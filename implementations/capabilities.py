@@ -88,6 +88,12 @@ TF_PLACED = No(
     "tensorflow.errors.UnimplementedError",
     TF,
 )
+TF_PER_EXAMPLE = No(
+    "a collective has no derivative by which its batched form could be differentiated",
+    "https://www.tensorflow.org/api_docs/python/tf/vectorized_map",
+    "builtins.LookupError",
+    TF,
+)
 TF_ON_MESH = No(
     "each device is a call from a thread of its own, and a tape sees those of its own thread",
     "https://www.tensorflow.org/api_docs/python/tf/GradientTape",
@@ -144,6 +150,8 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "one exported program for all N": (JAX_EXPORT, TORCH_EXPORT, TF_EXPORT),
     "many devices: data parallel, fully sharded, tensor parallel": (Yes(), Yes(), Yes()),
     "many devices: a pipeline of stages": (Yes(), Yes(), Yes()),
+    "transforms of a fully sharded stack, within `on_mesh`": (Yes(), Yes(), Yes()),
+    "per-example gradients of a fully sharded stack, within `on_mesh`": (Yes(), Yes(), TF_PER_EXAMPLE),
     "a stack on many devices, differentiated from outside of `on_mesh`": (Yes(), Yes(), TF_ON_MESH),
     "arrays that are placed, and no `on_mesh`, with the gradient": (Yes(), TORCH_PLACED, TF_PLACED),
     "a stack cut along its layers, read one at a time": (

@@ -132,6 +132,43 @@ def test_the_gradient_from_outside(implementation):
         np.testing.assert_allclose(folder.to_numpy(actual), folder.to_numpy(expected), rtol=1e-12)
 
 
+@pytest.mark.covers("transforms of a fully sharded stack, within `on_mesh`")
+@pytest.mark.parametrize("what", ["jvp", "hvp", "vmap"])
+@pytest.mark.parametrize("implementation", NAMES)
+def test_transforms_within(implementation, what):
+    """On one device; torch's on two are in test_processes.py."""
+    assert_transformed(implementation, what)
+
+
+@pytest.mark.covers("per-example gradients of a fully sharded stack, within `on_mesh`")
+@pytest.mark.parametrize("implementation", NAMES)
+def test_per_example_gradients_within(implementation):
+    assert_transformed(implementation, "each")
+
+
+def assert_transformed(implementation, what):
+    with one_device(implementation) as (folder, devices, mesh):
+        params = folder.init_layers("mlp", 0, 3, "float64", d=4, f=8)
+        x, tx = (folder.from_numpy(np.linspace(a, 2, 8).reshape(2, 4)) for a in (-1, 1))
+
+        def transformed(layer):
+            def half(carry, _):
+                return folder.OPS["sum"](carry * carry) / 2
+
+            return {
+                "jvp": lambda p, x, tx: folder.jvp_layers(layer, p, x, tangents=(None, tx, None))[1][0],
+                "hvp": lambda p, x, tx: folder.hvp_layers(layer, half, p, x, tangents=(None, tx, None))[1][1],
+                "vmap": lambda p, x, tx: folder.vmap_layers(layer, p, x + tx)[0],
+                "each": lambda p, x, tx: folder.vmap_vjp_layers(layer, p, x, cotangents=(tx, None))[1][1],
+            }[what]
+
+        layer, batch = folder.LAYERS["mlp"], {"data": 0}
+        sharded = transformed(devices.fully_sharded(layer, mesh, "data"))
+        found = devices.on_mesh(sharded, mesh, ({"data": 1}, batch, batch), batch)(params, x, tx)
+        found, right = devices.whole(found, mesh, batch), transformed(layer)(params, x, tx)
+        np.testing.assert_allclose(folder.to_numpy(found), folder.to_numpy(right), rtol=1e-12)
+
+
 PLACED = """
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
