@@ -88,6 +88,12 @@ TF_PLACED = No(
     "tensorflow.errors.UnimplementedError",
     TF,
 )
+TF_XLA = No(
+    "XLA has no collectives for a CPU in TensorFlow: a mesh runs graphs",
+    "https://www.tensorflow.org/xla/known_issues",
+    "tensorflow.errors.UnimplementedError",
+    TF,
+)
 TF_PER_EXAMPLE = No(
     "a collective has no derivative by which its batched form could be differentiated",
     "https://www.tensorflow.org/api_docs/python/tf/vectorized_map",
@@ -150,6 +156,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "one exported program for all N": (JAX_EXPORT, TORCH_EXPORT, TF_EXPORT),
     "many devices: data parallel, fully sharded, tensor parallel": (Yes(), Yes(), Yes()),
     "many devices: a pipeline of stages": (Yes(), Yes(), Yes()),
+    "collectives in a program that the framework's compiler makes, on a CPU": (Yes(), Yes(), TF_XLA),
     "transforms of a fully sharded stack, within `on_mesh`": (Yes(), Yes(), Yes()),
     "per-example gradients of a fully sharded stack, within `on_mesh`": (Yes(), Yes(), TF_PER_EXAMPLE),
     "a stack on many devices, differentiated from outside of `on_mesh`": (Yes(), Yes(), TF_ON_MESH),

@@ -5,9 +5,9 @@
     params = shard_layers(params, mesh, {"data": 1})
     stack = on_mesh(lambda params, x: scan_layers(layer, params, x)[0], mesh, ({"data": 1}, {"data": 0}), {"data": 0})
 
-Axes are {axis of the mesh: axis of an array, None, or a tree of those}, {} for what each device has whole; what two
-axes of the mesh cut, the first cuts first. JAX finds collectives by itself for what is placed so and `jax.jit`
-compiles; here they are written down, as the other two frameworks need them.
+Axes are {axis of the mesh: axis of an array, None, or a tree of those}, {} for what each device has whole; an axis
+of an array is cut once. JAX finds collectives by itself for what is placed so and `jax.jit` compiles; here they are
+written down, as the other two frameworks need them.
 Source: https://docs.jax.dev/en/latest/notebooks/shard_map.html
 """
 
@@ -111,10 +111,10 @@ def data_parallel(layer: Layer, mesh: Mesh, name: str) -> Layer:
     Graph: one all-reduce a layer, in the gradient."""
     meshes.check_name(mesh.shape, name)
 
-    def whole(params: Any) -> Any:
+    def complete(params: Any) -> Any:
         return jax.tree.map(lambda a: copy(a, mesh, name), params)
 
-    return _of_whole(layer, whole)
+    return _of_complete(layer, complete)
 
 
 def fully_sharded(layer: Layer, mesh: Mesh, name: str, axes: Any = 1) -> Layer:
@@ -124,12 +124,12 @@ def fully_sharded(layer: Layer, mesh: Mesh, name: str, axes: Any = 1) -> Layer:
     Graph: an all-gather for each array and layer, in the gradient a second one and a reduce-scatter."""
     meshes.check_name(mesh.shape, name)
 
-    def whole(params: Any) -> Any:
+    def complete(params: Any) -> Any:
         parts = [(a, cut.get(name)) for a, cut in _cuts(params, {name: axes})]
         full = [copy(a, mesh, name) if axis is None else gather(a, mesh, name, axis - 1) for a, axis in parts]
         return jax.tree.unflatten(jax.tree.structure(params), full)
 
-    return _of_whole(layer, whole)
+    return _of_complete(layer, complete)
 
 
 def tensor_parallel(layer: Layer, mesh: Mesh, name: str) -> Layer:
@@ -173,13 +173,13 @@ def pipeline(
     return add(value, mesh, name), gradient
 
 
-def _of_whole(layer: Layer, whole: Callable[[Any], Any]) -> Layer:
-    """`layer` on whole(params), which the backward pass makes again: kept, they were the whole stack on each device.
+def _of_complete(layer: Layer, complete: Callable[[Any], Any]) -> Layer:
+    """`layer` on complete(params), which the backward pass makes again: kept, they were the whole stack on each device.
 
     What products and sums over devices return is kept, and what is made of that is made again too."""
 
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, Any]:
-        return layer(carry, whole(params), *x)
+        return layer(carry, complete(params), *x)
 
     return jax.checkpoint(step, prevent_cse=False, policy=_is_kept)
 

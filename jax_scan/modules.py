@@ -20,16 +20,16 @@ from jax import numpy as jnp
 from jax_scan.edges import as_leaf
 from jax_scan.loops import Layer
 from jax_scan.stack import scan_layers
-from reference import arguments
+from reference import alike, arguments
 
 
 def stack_layers(trees: Sequence[Any]) -> Any:
     """One tree of arrays [N, ...] of a list of N trees, one for each layer. Differentiable.
 
     Raises:
-        TypeError, ValueError: naming the layer and the leaf that differs (words: reference/arguments.py).
+        TypeError, ValueError: naming the layer and the leaf that differs (words: reference/alike.py).
     """
-    trees = arguments.check_trees(as_leaf, "trees", trees)
+    trees = alike.check_trees(as_leaf, "trees", trees)
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
 
 
@@ -56,15 +56,15 @@ def from_modules(modules: Sequence[Any]) -> tuple[Layer, Any]:
     stacked_params: a module of the same class, of arrays [N, ...]; None where there is no array.
 
     Raises:
-        TypeError, ValueError: naming the module and what differs in it (words: reference/arguments.py).
+        TypeError, ValueError: naming the module and what differs in it (words: reference/alike.py).
     Limits: an array that modules share is stacked like any other, for arrays have no identity in JAX: it would be
         trained apart. Close over it instead.
     """
-    modules = arguments.check_modules(modules, callable)
+    modules = alike.check_modules(modules, callable)
     trees = [_arrays(module) for module in modules]
-    arguments.check_trees(as_leaf, "modules", trees)
+    alike.check_trees(as_leaf, "modules", trees)
     for i, module in enumerate(modules):
-        arguments.check_alike("modules", i, _rest(module), _rest(modules[0]))
+        alike.check_alike("modules", i, _rest(module), _rest(modules[0]))
     return _layer(modules[0]), stack_layers(trees)
 
 
@@ -92,11 +92,11 @@ def to_modules(stacked_params: Any, modules: Sequence[Any]) -> list[Any]:
     """`modules` with the parameters of a stack: new ones, which keep all else that the old ones hold.
 
     Raises:
-        TypeError, ValueError: naming what stacked_params have and modules have not (words: reference/arguments.py).
+        TypeError, ValueError: naming what stacked_params have and modules have not (words: reference/alike.py).
     """
-    modules = arguments.check_modules(modules, callable)
+    modules = alike.check_modules(modules, callable)
     rows = unstack_layers(stacked_params)
-    arguments.check_rows(as_leaf, rows, [*map(_arrays, modules)])
+    alike.check_rows(as_leaf, rows, [*map(_arrays, modules)])
     return [_with_arrays(module, row) for module, row in zip(modules, rows, strict=True)]
 
 
@@ -125,7 +125,7 @@ class Scanned:
 
         carry, state = scan_layers(layer, self.stacked_params, carry, xs, **dict(self.options))
         if state is not None:
-            raise arguments.changes_itself(type(state).__name__)
+            raise alike.changes_itself(type(state).__name__)
         return carry
 
 

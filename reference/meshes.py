@@ -17,7 +17,7 @@ def check_mesh(sizes: Mapping[str, Any], available: int) -> None:
 
     Raises:
         TypeError: "data: expected a number of devices, got '8'"
-        ValueError: "sizes: expected at most 8 devices, got 16 (data = 2, tensor = 8)"
+        ValueError: "sizes: expected 1 to 8 devices, got 16 (data = 2, tensor = 8)"
     """
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):

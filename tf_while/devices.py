@@ -5,9 +5,9 @@
     params = shard_layers(params, mesh, {"data": 1})
     stack = on_mesh(lambda params, x: scan_layers(layer, params, x)[0], mesh, ({"data": 1}, {"data": 0}), {"data": 0})
 
-As jax_scan/devices.py. No array of TensorFlow lies on many devices: what is cut is `Parts`, the array of each device. A
-device has a graph of its own, called from a thread of its own: two loops in one graph would wait for each other. So
-derivatives are taken within `on_mesh`. For a reduce-scatter, which a CPU has not, parts are exchanged and added up.
+As jax_scan/devices.py. No array of TensorFlow lies on many devices: what is cut is `Parts`, the array of each device.
+All devices call one graph, each from a thread of its own, so that derivatives are taken within `on_mesh`. For a
+reduce-scatter, which a CPU has not, parts are exchanged and added up.
 Several hosts: after `tf.distribute.MultiWorkerMirroredStrategy()` with TF_CONFIG, each runs its part of the same code.
 Source: https://www.tensorflow.org/api_docs/python/tf/raw_ops/CollectiveReduceV2
 """
@@ -138,22 +138,22 @@ def data_parallel(layer: Layer, mesh: Mesh, name: str) -> Layer:
     """As `jax_scan.data_parallel`."""
     meshes.check_name(mesh.shape, name)
 
-    def whole(params: Any) -> Any:
+    def complete(params: Any) -> Any:
         return map_arrays(lambda a: copy(a, mesh, name), params)
 
-    return _of_whole(layer, whole)
+    return _of_complete(layer, complete)
 
 
 def fully_sharded(layer: Layer, mesh: Mesh, name: str, axes: Any = 1) -> Layer:
     """As `jax_scan.fully_sharded`. An all-to-all and a sum stand for the reduce-scatter."""
     meshes.check_name(mesh.shape, name)
 
-    def whole(params: Any) -> Any:
+    def complete(params: Any) -> Any:
         parts = [(a, cut.get(name)) for a, cut in cuts_of(params, {name: axes})]
         full = [copy(a, mesh, name) if axis is None else gather(a, mesh, name, axis - 1) for a, axis in parts]
         return flatten(params)[1](full)
 
-    return _of_whole(layer, whole)
+    return _of_complete(layer, complete)
 
 
 def tensor_parallel(layer: Layer, mesh: Mesh, name: str) -> Layer:
@@ -193,9 +193,9 @@ def pipeline(
     return add(value, mesh, name), pack(filled(tape.gradient(value, arrays), arrays))
 
 
-def _of_whole(layer: Layer, whole: Callable[[Any], Any]) -> Layer:
-    """`layer` on whole(params), which the backward pass gathers again, as residuals.py has it."""
-    return lambda carry, params, *x: layer(carry, whole(params), *x)
+def _of_complete(layer: Layer, complete: Callable[[Any], Any]) -> Layer:
+    """`layer` on complete(params), which the backward pass gathers again, as residuals.py has it."""
+    return lambda carry, params, *x: layer(carry, complete(params), *x)
 
 
 def _collective(operation: Callable[..., tf.Tensor], array: tf.Tensor, mesh: Mesh, name: str) -> tf.Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from reference import arguments
+from reference import alike, arguments
 from tf_while.edges import as_leaf
 from tf_while.stack import scan_layers
 from tf_while.trees import Layer, flatten
@@ -27,7 +27,7 @@ from tf_while.trees import Layer, flatten
 
 def stack_layers(trees: Sequence[Any]) -> Any:
     """As `jax_scan.stack_layers`."""
-    trees = arguments.check_trees(as_leaf, "trees", trees)
+    trees = alike.check_trees(as_leaf, "trees", trees)
     _, pack = flatten(trees[0])
     split = [flatten(tree)[0] for tree in trees]
     return pack([tf.stack(parts) for parts in zip(*split, strict=True)])
@@ -53,10 +53,10 @@ def from_modules(modules: Sequence[Any]) -> tuple[Layer, dict[str, Any]]:
     Limits: modules with losses of their own (regularizers) are refused. A mask that Keras hands from layer to layer
     unseen is lost: pass it by name.
     """
-    modules = arguments.check_modules(modules, _is_module)
+    modules = alike.check_modules(modules, _is_module)
     trees = [_arrays(module) for module in modules]
     _check(modules, trees)
-    module, shared = modules[0], arguments.which_shared(trees)
+    module, shared = modules[0], alike.which_shared(trees)
     stacked_params = stack_layers([{name: a for name, a in t.items() if name not in shared} for t in trees])
     for name, array in stacked_params.items():
         # not cast when it is read: the variables of the module are, each as it says
@@ -74,7 +74,7 @@ def _layer(module: Any) -> Layer:
             old = {name: scope.get_current_value(variable) for name, variable in variables.items()}
             output = module(carry, *args, **kwargs)
             if module.losses:
-                raise arguments.has_losses(type(module).__name__)
+                raise alike.has_losses(type(module).__name__)
         new = {name: scope.get_current_value(variable) for name, variable in variables.items()}
         # the scope hands back the very array that nothing was written to
         return output, {name: array for name, array in new.items() if array is not old[name]} or None
@@ -84,12 +84,12 @@ def _layer(module: Any) -> Layer:
 
 def to_modules(stacked_params: Any, modules: Sequence[Any]) -> list[Any]:
     """As `jax_scan.to_modules`, but written into `modules` themselves."""
-    modules = arguments.check_modules(modules, _is_module)
+    modules = alike.check_modules(modules, _is_module)
     rows = unstack_layers(stacked_params)
     trees = [_arrays(module) for module in modules]
-    shared = arguments.which_shared(trees)
+    shared = alike.which_shared(trees)
     trees = [{name: array for name, array in tree.items() if name not in shared} for tree in trees]
-    arguments.check_rows(as_leaf, rows, trees)
+    alike.check_rows(as_leaf, rows, trees)
     for tree, row in zip(trees, rows, strict=True):
         for name, array in tree.items():
             array.assign(row[name])
@@ -113,7 +113,7 @@ def _scanned_class() -> Any:
         """What `scanned` returns."""
 
         def __init__(self, modules: Sequence[Any], options: dict[str, Any]) -> None:
-            modules = arguments.check_modules(modules, _is_module)
+            modules = alike.check_modules(modules, _is_module)
             super().__init__(dtype=modules[0].dtype_policy)
             self.layer, self.params = from_modules(modules)
             self.options, self.built = options, True
@@ -139,7 +139,7 @@ def _keras() -> Any:
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise arguments.not_on_tensorflow(keras.backend.backend())
+        raise alike.not_on_tensorflow(keras.backend.backend())
     return keras
 
 
@@ -186,14 +186,14 @@ def _check(modules: list[Any], trees: list[dict[str, Any]]) -> None:
     """Refuse what is not the same in all modules, and would be taken from the first."""
     for i, module in enumerate(modules):
         if not module.built:
-            raise arguments.not_built(f"modules[{i}]", type(module).__name__)
+            raise alike.not_built(f"modules[{i}]", type(module).__name__)
     layers = [{name: part for name, part in _walk(m) if isinstance(part, _keras().layers.Layer)} for m in modules]
     kinds = [{name: type(part) for name, part in parts.items()} for parts in layers]
     held = [_rest(parts, tree) for parts, tree in zip(layers, trees, strict=True)]
     for i, (tree, kind, rest) in enumerate(zip(trees, kinds, held, strict=True)):
-        arguments.check_alike("modules", i, kind, kinds[0])
+        alike.check_alike("modules", i, kind, kinds[0])
         arguments.check_like(as_leaf, f"modules[{i}]", tree, trees[0], "modules[0]")
-        arguments.check_alike("modules", i, rest, held[0])
+        alike.check_alike("modules", i, rest, held[0])
 
 
 def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:

@@ -115,22 +115,22 @@ def data_parallel(layer: Layer, mesh: DeviceMesh, name: str) -> Layer:
     """As `jax_scan.data_parallel`. Graph: an all-reduce for each array and layer, in the gradient."""
     meshes.check_name(_sizes(mesh), name)
 
-    def whole(params: Any) -> Any:
+    def complete(params: Any) -> Any:
         return map_arrays(lambda a: copy(a, mesh, name), params)
 
-    return _of_whole(layer, whole)
+    return _of_complete(layer, complete)
 
 
 def fully_sharded(layer: Layer, mesh: DeviceMesh, name: str, axes: Any = 1) -> Layer:
     """As `jax_scan.fully_sharded`."""
     meshes.check_name(_sizes(mesh), name)
 
-    def whole(params: Any) -> Any:
+    def complete(params: Any) -> Any:
         parts = [(a, cut.get(name)) for a, cut in _cuts(params, {name: axes})]
         full = [copy(a, mesh, name) if axis is None else gather(a, mesh, name, axis - 1) for a, axis in parts]
         return _with(params, full)
 
-    return _of_whole(layer, whole)
+    return _of_complete(layer, complete)
 
 
 def tensor_parallel(layer: Layer, mesh: DeviceMesh, name: str) -> Layer:
@@ -181,9 +181,9 @@ class _Stage(torch.nn.Module):
         self.forward = run
 
 
-def _of_whole(layer: Layer, whole: Callable[[Any], Any]) -> Layer:
+def _of_complete(layer: Layer, complete: Callable[[Any], Any]) -> Layer:
     def step(carry: Any, params: Any, *x: Any) -> tuple[Any, Any]:
-        return layer(carry, whole(params), *x)
+        return layer(carry, complete(params), *x)
 
     return step
 

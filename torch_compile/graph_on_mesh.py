@@ -23,7 +23,6 @@ def run_on_mesh(apply: Apply, *args: Any) -> tuple[Any, dict[str, Any]]:
     each kind in the bodies of loops, and "outside" of them; "sent_bytes", of the whole arrays that those in loops are
     about; "param_bytes", of args[0] on this device, and "temp_bytes", of what loops return there, less those of the
     gradient of args[0]."""
-    # The profiler would count what the compiler at hand, which may be none, copies too.
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -43,6 +42,7 @@ def run_on_mesh(apply: Apply, *args: Any) -> tuple[Any, dict[str, Any]]:
             array = node.meta["val"] if kind == "gather" else node.args[0].meta["val"]
             sent += array.nbytes if name else 0
     params = sum(a.to_local().nbytes for a in pytree.tree_leaves(args[0]))
+    # not by the profiler, which would count what is copied where nothing compiles
     loops = [node for graph in graphs for node in graph.graph.nodes if node.target is while_loop_op]
     rows = sum(_nbytes(a) for node in loops for a in pytree.tree_leaves(node.meta["val"]))
     return results, {

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from reference import arguments
+from reference import alike, arguments
 from torch_compile.edges import as_leaf
 from torch_compile.stack import scan_layers
 from torch_compile.trees import Layer, flatten, flatten_like, unflatten
@@ -26,7 +26,7 @@ from torch_compile.trees import Layer, flatten, flatten_like, unflatten
 
 def stack_layers(trees: Sequence[Any]) -> Any:
     """As `jax_scan.stack_layers`."""
-    trees = arguments.check_trees(as_leaf, "trees", trees)
+    trees = alike.check_trees(as_leaf, "trees", trees)
     arrays, structure = flatten(trees[0])
     split = [arrays, *(flatten_like(structure, tree) for tree in trees[1:])]
     return unflatten(structure, [torch.stack(parts) for parts in zip(*split, strict=True)])
@@ -51,10 +51,10 @@ def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, t
 
     Limits: modules that write any other buffer are refused by the stack.
     """
-    modules = arguments.check_modules(modules, _is_module)
+    modules = alike.check_modules(modules, _is_module)
     trees = [_arrays(module) for module in modules]
     _check(modules, trees)
-    module, shared = modules[0], arguments.which_shared(trees)
+    module, shared = modules[0], alike.which_shared(trees)
     stacked_params = stack_layers([{name: a.detach() for name, a in t.items() if name not in shared} for t in trees])
     for name, array in stacked_params.items():
         array.requires_grad_(trees[0][name].requires_grad)
@@ -71,12 +71,12 @@ def _layer(module: torch.nn.Module) -> Layer:
 
 def to_modules(stacked_params: Any, modules: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
     """As `jax_scan.to_modules`, but written into `modules` themselves."""
-    modules = arguments.check_modules(modules, _is_module)
+    modules = alike.check_modules(modules, _is_module)
     rows = unstack_layers(stacked_params)
     trees = [_arrays(module) for module in modules]
-    shared = arguments.which_shared(trees)
+    shared = alike.which_shared(trees)
     trees = [{name: array for name, array in tree.items() if name not in shared} for tree in trees]
-    arguments.check_rows(as_leaf, rows, trees)
+    alike.check_rows(as_leaf, rows, trees)
     with torch.no_grad():
         for tree, row in zip(trees, rows, strict=True):
             for name, array in tree.items():
@@ -98,7 +98,7 @@ class Scanned(torch.nn.Module):
 
     def __init__(self, modules: Sequence[torch.nn.Module], options: dict[str, Any]) -> None:
         super().__init__()
-        modules = arguments.check_modules(modules, _is_module)
+        modules = alike.check_modules(modules, _is_module)
         _, stacked_params = from_modules(modules)
         memo: dict[int, Any] = {}  # of deepcopy: what stands for each array in the copy
         for name, array in _arrays(modules[0]).items():
@@ -182,9 +182,9 @@ def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]])
     kinds = [{name: type(part) for name, part in module.named_modules()} for module in modules]
     held = [_rest(module) for module in modules]
     for i, (tree, kind, rest) in enumerate(zip(trees, kinds, held, strict=True)):
-        arguments.check_alike("modules", i, kind, kinds[0])
+        alike.check_alike("modules", i, kind, kinds[0])
         arguments.check_like(as_leaf, f"modules[{i}]", tree, trees[0], "modules[0]")
-        arguments.check_alike("modules", i, rest, held[0])
+        alike.check_alike("modules", i, rest, held[0])
 
 
 def _rest(module: torch.nn.Module) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from implementations.report.drawing import Line, Panel
 from implementations.report.figures import Figure
 from implementations.report.table import BAD, NONE, Table, in_markdown, renderable
 from implementations.results.laws import broken_on_devices
-from implementations.results.records import OnDevices, to_json
+from implementations.results.records import OnDevices, Way, to_json
 from implementations.results.summary import spread
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "permute")
@@ -83,39 +83,33 @@ def command(name: str, size: int, program: Sequence[str], arguments: Sequence[st
 
 
 def collectives(found: Sequence[OnDevices]) -> Table:
-    rows = []
-    for way in dict.fromkeys(one.way for each in found for one in each.ways):
-        cells = []
-        for each in found:
-            counted = [one for one in each.ways if one.way == way]
-            kinds = counted[-1].collectives if counted else {}
-            said = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds.get(kind))
-            cells.append(f"{said} {BAD}" if any(one.wrong for one in counted) else said or NONE)
-        rows.append([way, *cells])
+    def cell(counted: list[Way]) -> list[str]:
+        kinds = counted[-1].collectives if counted else {}
+        said = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds.get(kind))
+        return [f"{said} {BAD}" if any(one.wrong for one in counted) else said or NONE]
+
     note = f"In the bodies of the loops of the gradient's program, the same at every N; {BAD}: the numbers are wrong."
-    return Table(
-        "devices",
-        "What is sent for one layer",
-        ("", *(each.name for each in found)),
-        "l" * (1 + len(found)),
-        rows,
-        note,
-    )
+    columns = ("", *(each.name for each in found))
+    return Table("devices", "What is sent for one layer", columns, "l" * len(columns), _rows(found, cell), note)
 
 
 def memory(found: Sequence[OnDevices]) -> Table:
-    rows = []
-    for way in dict.fromkeys(one.way for each in found for one in each.ways):
-        cells = []
-        for each in found:
-            counted = [one for one in each.ways if one.way == way]
-            cells.append(", ".join(_percent(one.param_bytes, one.whole_bytes) for one in counted[-1:]))
-            cells.append(", ".join(_percent(one.temp_bytes, one.whole_bytes) for one in counted))
-        rows.append([way, *cells])
+    def cells(counted: list[Way]) -> list[str]:
+        params = [_percent(one.param_bytes, one.whole_bytes) for one in counted[-1:]]
+        return ["".join(params), ", ".join(_percent(one.temp_bytes, one.whole_bytes) for one in counted)]
+
     depths = ", ".join(str(N) for N in dict.fromkeys(one.N for each in found for one in each.ways))
     columns = ("", *(f"{each.name}: {what}" for each in found for what in ("params", "temporaries")))
     note = f"Of one device, in percent of the whole stack; temporaries of the gradient at N = {depths}."
-    return Table("devices", "What a device holds", columns, "l" + "r" * (len(columns) - 1), rows, note)
+    align = "l" + "r" * (len(columns) - 1)
+    return Table("devices", "What a device holds", columns, align, _rows(found, cells), note)
+
+
+def _rows(found: Sequence[OnDevices], cells: Callable[[list[Way]], list[str]]) -> list[list[str]]:
+    """One for each way, with the cells of what was counted of it in each implementation."""
+    ways = dict.fromkeys(one.way for each in found for one in each.ways)
+    counted = {way: [[one for one in each.ways if one.way == way] for each in found] for way in ways}
+    return [[way, *(cell for own in counted[way] for cell in cells(own))] for way in ways]
 
 
 # Ways in which no device has the whole stack.

@@ -16,7 +16,6 @@ from reference.stack import run_layers, run_layers_vjp, tree_map
 
 # Every size that is cut is one that 8 devices divide.
 SIZES = {"d": 16, "f": 64, "h": 8, "g": 8, "e": 4}
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "permute")  # of collectives
 
 
 class Way(NamedTuple):

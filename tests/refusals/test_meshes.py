@@ -132,6 +132,30 @@ def test_the_gradient_from_outside(implementation):
         np.testing.assert_allclose(folder.to_numpy(actual), folder.to_numpy(expected), rtol=1e-12)
 
 
+@pytest.mark.torch_backend("inductor")
+@pytest.mark.covers("collectives in a program that the framework's compiler makes, on a CPU")
+@pytest.mark.parametrize("implementation", NAMES)
+def test_collectives_under_the_compiler(implementation):
+    with one_device(implementation) as (folder, devices, mesh):
+        if implementation == "tf_while":  # the operation alone: in on_mesh its error would end all that come after it
+            import tensorflow as tf
+
+            options = {"merge_op": "Add", "final_op": "Id", "ordering_token": []}
+            tf.function(
+                lambda x: tf.raw_ops.CollectiveReduceV2(
+                    input=x, group_size=tf.constant(1), group_key=tf.constant(7), instance_key=tf.constant(9), **options
+                ),
+                jit_compile=True,
+            )(tf.ones(3))
+        w, x = posed(folder)
+        layer = devices.data_parallel(folder.LAYERS["dense"], mesh, "data")
+        batch = {"data": 0}
+        run = devices.on_mesh(lambda w, x: folder.scan_layers(layer, w, x[0])[0][None], mesh, ({}, batch), batch)
+        found = devices.whole(run(w, x[None]), mesh, batch)[0]  # jax.jit, and Inductor
+        right = folder.scan_apply_layers(w, x)
+        np.testing.assert_allclose(folder.to_numpy(found), folder.to_numpy(right), rtol=1e-12)
+
+
 @pytest.mark.covers("transforms of a fully sharded stack, within `on_mesh`")
 @pytest.mark.parametrize("what", ["jvp", "hvp", "vmap"])
 @pytest.mark.parametrize("implementation", NAMES)

@@ -132,11 +132,12 @@ def own_derivative(array, mesh, name):
 """,
 }
 NOTICED = {
-    "what is gathered is kept": ("_of_whole = kept", "fully sharded", "bytes of temporaries"),
+    "what is gathered is kept": ("_of_complete = kept", "fully sharded", "bytes of temporaries"),
     "a gradient is not summed": ("copy = of_one_device", "data parallel", "dparams"),
     "a sum is its own derivative": ("add = own_derivative", "tensor parallel", "dparams"),
 }
 OF_JAX = {
+    "what is copied to be summed is kept": ("_of_complete = kept", "data parallel", "bytes of temporaries"),
     "a tick is no checkpoint": ("jax.checkpoint = lambda tick, **_: tick", "pipeline", "bytes of temporaries"),
 }
 

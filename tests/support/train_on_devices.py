@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from implementations import load as load_folder
-from implementations.check.dialect import from_numpy, to_numpy
+from implementations.check.dialect import from_numpy, to_numpy, with_arrays
 from implementations.checkpoints.checkpoint import stack_names, unstack_names
 from implementations.environment import pin
 from reference import training
@@ -28,29 +28,28 @@ from reference.stack import tree_map
 DECODER = "transformer_decoder"
 
 
-def layer_on(name: str, folder: Any, devices: Any, size: int) -> tuple[Any, Any, dict[str, Any]]:
-    """(mesh, the decoder's layer, how its stacked params are cut)."""
+def layer_on(name: str, folder: Any, devices: Any, size: int) -> tuple[Any, Any, dict[str, Any], int]:
+    """(mesh, the decoder's layer, how its stacked params are cut, and the batch)."""
     layer, beside = folder.LAYERS[DECODER], axes_beside(DECODER)
     if name == "jax_scan":
         mesh = devices.make_mesh(data=size // 2, tensor=2)
         layer = devices.tensor_parallel(layer, mesh, "tensor")
         axes = {"tensor": tensor_axes(DECODER), "data": beside}
-        return mesh, devices.fully_sharded(layer, mesh, "data", beside), axes
+        return mesh, devices.fully_sharded(layer, mesh, "data", beside), axes, size // 2
     mesh = devices.make_mesh(data=size)
     if name == "torch_compile":
-        return mesh, devices.fully_sharded(layer, mesh, "data"), {"data": 1}
-    return mesh, devices.data_parallel(layer, mesh, "data"), {}
+        return mesh, devices.fully_sharded(layer, mesh, "data"), {"data": 1}, size
+    return mesh, devices.data_parallel(layer, mesh, "data"), {}, size
 
 
 def train(name: str, folder: Any, devices: Any, size: int, steps: int) -> tuple[list[float], Any, Any, Any]:
     """(losses, the last params, mesh, how its layers are cut)."""
-    mesh, layer, axes = layer_on(name, folder, devices, size)
+    mesh, layer, axes, D = layer_on(name, folder, devices, size)
     loss = importlib.import_module(f"{name}.training").loss
-    D = mesh_sizes(name, mesh)["data"]
 
     def gradient(layers: Any, others: Any, batch: Any, share: Any) -> Any:
         def apply(layers: Any, others: Any) -> Any:
-            others = tree_of(lambda a: devices.copy(a, mesh, "data"), others)
+            others = tree_map(lambda a: devices.copy(a, mesh, "data"), others)
             return loss({**others, "layers": layers}, batch, layer=layer)
 
         value, dlayers, dothers = folder.gradient(apply)(layers, others, devices.copy(share, mesh, "data"))
@@ -78,14 +77,6 @@ def train(name: str, folder: Any, devices: Any, size: int, steps: int) -> tuple[
     return losses, params, mesh, axes
 
 
-def tree_of(function: Any, tree: Any) -> Any:
-    return {key: tree_of(function, part) if isinstance(part, dict) else function(part) for key, part in tree.items()}
-
-
-def mesh_sizes(name: str, mesh: Any) -> dict[str, int]:
-    return dict(zip(mesh.mesh_dim_names, mesh.shape, strict=True)) if name == "torch_compile" else dict(mesh.shape)
-
-
 def file_of(folder: Any, devices: Any, layers: Any, mesh: Any, axes: Any) -> bytes:
     """The per-layer file of layers that lie on the mesh."""
     sharded = devices.shard_layers(from_numpy(folder, layers), mesh, axes)
@@ -105,13 +96,7 @@ def main(name: str, size: int, steps: int) -> None:
     losses, params, mesh, axes = train(name, folder, devices, size, steps)
     written = file_of(folder, devices, params["layers"], mesh, axes)
     stacked = stack_names(load(written))
-    layers = tree_map(lambda _: None, params["layers"])
-    for path, _ in named(params["layers"]):
-        *keys, last = path.split(".")
-        part = layers
-        for key in keys:
-            part = part[key]
-        part[last] = stacked[f"layers.{path}"]
+    layers = with_arrays(params["layers"], [stacked[f"layers.{path}"] for path, _ in named(params["layers"])])
     fewer = devices.make_mesh(data=size // 2, other=2)
     is_same_file = file_of(folder, devices, layers, fewer, {"data": axes_beside(DECODER)}) == written
     if os.environ.get("RANK", "0") == "0":
