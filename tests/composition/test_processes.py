@@ -32,6 +32,7 @@ def torch_processes(name, size):
         ("two_meshes", 4),
         ("collectives_of_what_is_differentiated", 2),
         ("three_steps_of_adamw", 2),
+        ("by_fully_shard", 2),
     ],
 )
 def test_torch_on_processes(name, size):

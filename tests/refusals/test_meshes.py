@@ -193,55 +193,6 @@ def assert_transformed(implementation, what):
         np.testing.assert_allclose(folder.to_numpy(found), folder.to_numpy(right), rtol=1e-12)
 
 
-PLACED = """
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-from jax_scan import LAYERS, init_layers, scan_layers
-from jax_scan.devices import make_mesh, shard, shard_layers
-from jax_scan.graph_on_mesh import run_on_mesh
-mesh = make_mesh(data=4)
-params, x = init_layers("mlp", 0, 8, "float64", d=16, f=64), jax.numpy.linspace(-1, 1, 16 * 16).reshape(16, 16)
-
-def loss(params, x):
-    return (scan_layers(LAYERS["mlp"], params, x)[0] ** 2).sum()
-
-placed = shard_layers(params, mesh, {"data": 1}), shard(x, mesh, {"data": 0})
-found, counts = run_on_mesh(jax.grad(loss), *placed)
-right = jax.grad(loss)(params, x)
-errors = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(b).max()), jax.device_get(found), jax.device_get(right))
-assert max(jax.tree.leaves(errors)) < 1e-13, errors
-assert counts["collectives"].get("all-gather", 0) + counts["collectives"].get("all-reduce", 0) > 0, counts
-assert counts["param_bytes"] * 4 == sum(a.nbytes for a in jax.tree.leaves(params)), counts
-"""
-
-
-@pytest.mark.covers("arrays that are placed, and no `on_mesh`, with the gradient")
-@pytest.mark.parametrize("implementation", NAMES)
-def test_placement_alone(implementation):
-    """JAX finds the collectives by itself. The others have such arrays too, and no loop for them."""
-    if implementation == "jax_scan":
-        loaded(implementation)
-        environment = {"JAX_ENABLE_X64": "1", "PATH": "", "HOME": "/"}
-        run = subprocess.run([sys.executable, "-c", PLACED], cwd=ROOT, capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr[-2000:]
-    elif implementation == "torch_compile":
-        with one_device(implementation) as (folder, devices, mesh):
-            w, x = posed(folder)
-            folder.scan_layers(folder.LAYERS["dense"], devices.shard_layers(w, mesh, {"data": 1}), x)
-    else:
-        folder = loaded(implementation)
-        import tensorflow as tf
-        from tensorflow.experimental import dtensor
-
-        mesh = dtensor.create_mesh([("data", 1)], devices=["CPU:0"])
-        arrays = posed(folder)
-        w, x = (dtensor.copy_to_mesh(a, dtensor.Layout.replicated(mesh, len(a.shape))) for a in arrays)
-        with tf.GradientTape() as tape:
-            tape.watch(w)
-            y = tf.reduce_sum(folder.scan_layers(folder.LAYERS["dense"], w, x)[0])
-        tape.gradient(y, w)
-
-
 THREADS = """
 import os
 import tensorflow as tf

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.fsdp import fully_shard
 
 import torch_compile
 from implementations.check.dialect import from_numpy
@@ -103,6 +104,25 @@ def collectives_of_what_is_differentiated(size):
 
     run = on_mesh(stack(cut), mesh, ({}, BATCH), BATCH)
     return error(gradient(run, w, x, dx), gradient(stack(alone), w, x, dx))
+
+
+def by_fully_shard(size):
+    """torch's own wrapper, around a module whose forward is the stack: it means the gradients of the processes."""
+    mesh, given = make_mesh(data=size), posed()
+
+    class Stack(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.params = torch.nn.ParameterDict({k: torch.nn.ParameterDict(of) for k, of in given[0].items()})
+
+        def forward(self, x):
+            return stack(MLP)(self.params, x)
+
+    own = [a.chunk(size)[distributed.get_rank()] for a in given[1:]]
+    fully_shard(wrapped := Stack(), mesh=mesh)
+    wrapped(own[0]).backward(size * own[1])
+    found = pytree.tree_map(lambda a: a.grad, {k: {**of} for k, of in wrapped.params.items()})
+    return error(found, gradient(stack(MLP), *given)[1][0])
 
 
 def three_steps_of_adamw(size):
