@@ -193,6 +193,18 @@ def assert_transformed(implementation, what):
         np.testing.assert_allclose(folder.to_numpy(found), folder.to_numpy(right), rtol=1e-12)
 
 
+def test_what_torch_counts_is_run_by_the_compiler_that_was_asked_for(monkeypatch):
+    """Not only recorded: one that is not there is missed."""
+    with one_device("torch_compile") as (folder, devices, mesh):
+        from torch_compile.graph_on_mesh import run_on_mesh
+
+        w, x = posed(folder)
+        run = devices.on_mesh(lambda w, x: folder.scan_layers(folder.LAYERS["dense"], w, x)[0], mesh, ({}, {}), {})
+        monkeypatch.setattr("torch_compile.edges.BACKEND", "no_compiler")
+        with pytest.raises(RuntimeError, match="no_compiler"):
+            run_on_mesh(run, devices.shard(w, mesh, {}), x)
+
+
 THREADS = """
 import os
 import tensorflow as tf
