@@ -33,12 +33,13 @@ from torch_compile.trees import Layer, map_arrays
 
 Axes = dict[str, Any]
 
-
 SECONDS = 300  # for which a process waits for the others, which may be compiling
 
 
 def start(size: int) -> None:
-    """In each of so many processes, which `torchrun` has started: they find each other."""
+    """In each of so many processes, which `torchrun` has started: they find each other.
+
+    One that hangs ends the others after SECONDS; which it is, `monitored_barrier` of a second group says."""
     torch.set_num_threads(1)
     distributed.init_process_group("nccl" if DEVICE == "cuda" else "gloo", timeout=timedelta(seconds=SECONDS))
     if size != distributed.get_world_size():

@@ -53,6 +53,19 @@ def test_a_process_of_torch_that_dies_ends_the_others_and_is_named():
     assert "rank      : 3" in run.stderr.partition("Root Cause")[2]
 
 
+def test_a_process_of_torch_that_hangs_ends_the_others():
+    """After two steps rank 3 sleeps. Gloo gives up after `devices.SECONDS`, here 10, and does not say on whom."""
+    loaded("torch_compile")
+    run = torch_processes("a_process_that_hangs", 4)
+    assert run.returncode != 0
+    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
+    assert lines, run.stderr[-2000:]
+    found = json.loads(lines[-1])
+    assert "Timed out waiting 10000ms" in found["ended"]
+    assert found["seconds"] < 60  # with the compiling before
+    assert "Ranks 3 failed to pass monitoredBarrier" in found["missing"]
+
+
 def test_a_process_of_tensorflow_that_dies_ends_the_other_and_is_named():
     """After two steps the second process kills itself; the first, which would go on, says which one is gone."""
     loaded("tf_while")

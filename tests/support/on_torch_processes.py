@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -142,20 +144,36 @@ def three_steps_of_adamw(size):
     return error(trained(run, shard_layers(params, mesh, CUT)), trained(stack(MLP), params))
 
 
-def a_process_that_dies(size):
+def a_process_that_dies(size, end=lambda: os.kill(os.getpid(), signal.SIGKILL)):
     mesh, given = make_mesh(data=size), posed()
     run = on_mesh(stack(fully_sharded(MLP, mesh, "data")), mesh, (CUT, BATCH), BATCH)
     for step in range(1000):
         gradient(run, *given)
         if step == 1 and distributed.get_rank() == size - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            end()
     raise AssertionError("the others went on")
+
+
+def a_process_that_hangs(size):
+    """The others end, and a group that nobody waits in by then says which it is: that of the mesh is closed."""
+    beside, start = distributed.new_group(), time.monotonic()
+    try:
+        return a_process_that_dies(size, lambda: time.sleep(1000))
+    except RuntimeError as error:
+        words, seconds = str(error), time.monotonic() - start
+        try:
+            distributed.monitored_barrier(beside, timedelta(seconds=5), wait_all_ranks=True)
+        except RuntimeError as missing:
+            if distributed.get_rank() == 0:
+                print(json.dumps({"ended": words, "seconds": seconds, "missing": str(missing)}), flush=True)
+        raise
 
 
 if __name__ == "__main__":
     name, size = sys.argv[1], int(sys.argv[2])
     torch.manual_seed(0)
     edges.BACKEND = "aot_eager"
+    devices.SECONDS = 10 if name == "a_process_that_hangs" else devices.SECONDS
     devices.start(size)
     line = json.dumps({"error": globals()[name](size)})
     if distributed.get_rank() == 0:
