@@ -27,17 +27,18 @@ class Way(NamedTuple):
     carry: dict[str, Any]
     told: Callable[[Any, Any, Any], Any]  # (devices, layer, mesh) -> layer
     options: dict[str, Any] = {}  # noqa: RUF012  # of scan_layers
+    dtype: str = "float64"
 
 
 def _data(name: str) -> Way:
     return Way(name, _one("data"), {}, {"data": 0}, lambda devices, *of: devices.data_parallel(*of, "data"))
 
 
-def _fully(name: str, **options: Any) -> Way:
+def _fully(name: str, dtype: str = "float64", **options: Any) -> Way:
     return Way(
         *(name, _one("data"), {"data": 1}, {"data": 0}),
         lambda devices, *of: devices.fully_sharded(*of, "data"),
-        options,
+        *(options, dtype),
     )
 
 
@@ -67,6 +68,7 @@ WAYS = {
     "fully sharded, remat=True": _fully("mlp", remat=True),
     "fully sharded, remat=3": _fully("mlp", remat=3),
     "fully sharded, reverse": _fully("mlp", reverse=True),
+    "fully sharded, bfloat16": _fully("mlp", "bfloat16"),
     "fully sharded, decoder": _fully("transformer_decoder"),
     "tensor parallel": _tensor("mlp"),
     "tensor parallel, encoder": _tensor("transformer_encoder"),
@@ -77,22 +79,25 @@ WAYS = {
 
 
 @functools.cache
-def problem(layer: str, N: int, reverse: bool, B: int) -> tuple[Any, Any, Any, Results, Results]:
-    """(stacked_params, carry, cotangent of the carry) in float64, what is right, and NumPy's own in float32."""
+def problem(layer: str, N: int, reverse: bool, B: int, dtype: str = "float64") -> tuple[Any, ...]:
+    """(stacked_params, carry, cotangent of the carry) in dtype, what is right of them, and NumPy's own in float32."""
     params, carry = layer_params(layer, 1, N, **SIZES), layer_carry(layer, 1, B=B, T=4, **SIZES)
     rng = np.random.default_rng(2)
     dcarry = tree_map(lambda a: rng.standard_normal(a.shape).astype(np.float32) if is_float(a) else None, carry)
-    given, exact = _results("float64", layer, (params, carry, dcarry), reverse)
-    return *given, exact, _results("float32", layer, (params, carry, dcarry), reverse)[1]
+    given = _as_dtype((params, carry, dcarry), dtype)
+    exact, yardstick = (_results(dtype, layer, given, reverse) for dtype in ("float64", "float32"))
+    return *given, exact, yardstick
 
 
-def _results(dtype: str, layer: str, given: Any, reverse: bool) -> tuple[Any, Results]:
-    given, functions = tree_map(lambda a: a.astype(dtype) if is_float(a) else a, given), layers.LAYERS[layer]
-    params, carry, dcarry = given
-    outputs, gradients = run_layers_vjp(
-        functions.forward, functions.vjp, params, carry, cotangents=(dcarry, None), reverse=reverse
-    )
-    return given, Results(*outputs, *gradients)
+def _as_dtype(tree: Any, dtype: str) -> Any:
+    return tree_map(lambda a: a.astype(dtype) if is_float(a) else a, tree)
+
+
+def _results(dtype: str, layer: str, given: Any, reverse: bool) -> Results:
+    params, carry, dcarry = _as_dtype(given, dtype)
+    forward, vjp = layers.LAYERS[layer].forward, layers.LAYERS[layer].vjp
+    outputs, gradients = run_layers_vjp(forward, vjp, params, carry, cotangents=(dcarry, None), reverse=reverse)
+    return Results(*outputs, *gradients)
 
 
 PIPELINE, MICROBATCHES = "pipeline", 8  # mlp, whose layers are cut over stages
@@ -105,8 +110,8 @@ def pipeline_problem(N: int) -> tuple[Any, Any, Any, Any]:
     params, carry, *_ = problem("mlp", N, False, 2 * MICROBATCHES)
 
     def results(dtype: str) -> Any:
-        y = run_layers(layers.mlp, *tree_map(lambda a: a.astype(dtype), (params, carry)))[0] / MICROBATCHES
-        _, found = _results(dtype, "mlp", (params, carry, y), False)
+        y = run_layers(layers.mlp, *_as_dtype((params, carry), dtype))[0] / MICROBATCHES
+        found = _results(dtype, "mlp", (params, carry, y), False)
         return {"value": MICROBATCHES * np.sum(y * y, dtype=dtype)[None] / 2, "dparams": found.dparams}
 
     return params, carry.reshape(MICROBATCHES, -1, *carry.shape[1:]), results("float64"), results("float32")

@@ -29,7 +29,7 @@ from implementations.results import records
 def run(name: str, implementation: Any, devices: Any, size: int, N: int) -> records.Way:
     """The gradient of a stack, `on_mesh`."""
     way = WAYS[name]
-    *given, exact, yardstick = problem(way.layer, N, way.options.get("reverse", False), 2 * size)
+    *given, exact, yardstick = problem(way.layer, N, way.options.get("reverse", False), 2 * size, way.dtype)
     mesh = devices.make_mesh(**way.mesh(size))
     layer = way.told(devices, implementation.LAYERS[way.layer], mesh)
 
@@ -47,7 +47,8 @@ def run(name: str, implementation: Any, devices: Any, size: int, N: int) -> reco
     whole = [devices.whole(tree, mesh, cut) for tree, cut in zip(results, axes, strict=True)]
     carry, dparams, dinit = to_numpy(implementation, tuple(whole))
     found = Results(carry, None, dparams, dinit, None)
-    return records.Way(way=name, N=N, wrong=wrong(found, exact, yardstick), whole_bytes=size_of(given[0]), **counts)
+    said = wrong(found, exact, yardstick, way.dtype)
+    return records.Way(way=name, N=N, wrong=said, whole_bytes=size_of(given[0]), **counts)
 
 
 def run_pipeline(implementation: Any, devices: Any, size: int, N: int) -> records.Way:
@@ -68,9 +69,9 @@ def run_pipeline(implementation: Any, devices: Any, size: int, N: int) -> record
     return records.Way(way=PIPELINE, N=N, wrong=wrong(found, exact, yardstick), whole_bytes=size_of(given[0]), **counts)
 
 
-def wrong(found: Any, exact: Any, yardstick: Any) -> str:
+def wrong(found: Any, exact: Any, yardstick: Any, dtype: str = "float64") -> str:
     try:
-        assert_trees("on devices", found, exact, yardstick, dtype="float64")
+        assert_trees("on devices", found, exact, yardstick, dtype=dtype)
     except AssertionError as error:
         return str(error)
     return ""

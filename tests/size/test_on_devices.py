@@ -38,6 +38,7 @@ SENT = {
         "data parallel": {"all-reduce": 1},
         # each of six arrays once forwards, and backwards what the derivative reads again
         "fully sharded": {"all-gather": 6 + 5, "reduce-scatter": 6},
+        "fully sharded, bfloat16": {"all-gather": 6 + 5, "reduce-scatter": 6},
         "tensor parallel": {"all-reduce": 2},
         "fully sharded x tensor, decoder": {"all-gather": 9 + 9, "reduce-scatter": 9, "all-reduce": 4},
         "pipeline": {"permute": 2},
