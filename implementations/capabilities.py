@@ -88,6 +88,7 @@ TF_PLACED = No(
     "tensorflow.errors.UnimplementedError",
     TF,
 )
+JAX_WRAPPED = Yes("which is jax.jit, of arrays that are placed")
 TORCH_WRAPPED = No(
     "fully_shard gathers all parameters of a module before it runs, of a stack those of all layers",
     "https://docs.pytorch.org/docs/2.13/distributed.fsdp.fully_shard.html",
@@ -173,11 +174,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "per-example gradients of a fully sharded stack, within `on_mesh`": (Yes(), Yes(), TF_PER_EXAMPLE),
     "a stack on many devices, differentiated from outside of `on_mesh`": (Yes(), Yes(), TF_ON_MESH),
     "arrays that are placed, and no `on_mesh`, with the gradient": (Yes(), TORCH_PLACED, TF_PLACED),
-    "the library's own wrapper holds one layer at a time": (
-        Yes("which is jax.jit, of arrays that are placed"),
-        TORCH_WRAPPED,
-        TF_WRAPPED,
-    ),
+    "the library's own wrapper holds one layer at a time": (JAX_WRAPPED, TORCH_WRAPPED, TF_WRAPPED),
     "a stack cut along its layers, read one at a time": (
         No(*CUT_LAYERS, JAX),
         No(*CUT_LAYERS, TORCH),

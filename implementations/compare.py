@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -30,7 +31,7 @@ from implementations.measuring import isolate, training_check
 from implementations.report import figures, html, tables
 from implementations.report.table import BAD, renderable
 from implementations.results import deviations
-from implementations.results.records import Capabilities, Measured, Results, Trained, from_json, to_json
+from implementations.results.records import Capabilities, Measured, OnDevices, Results, from_json, to_json
 
 # Set by the user, and numbers depend on them.
 ENVIRONMENT = (
@@ -51,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=(
             "Writes index.html (one self-contained page), results.json and figures/*.svg into the output folder. "
             "Exit status: 0 if everything observed is as declared, 1 if something is not, 2 for wrong arguments, 130 "
-            "after Ctrl-C. Other commands, each with --help: bench, check, peers, versions, embed, "
-            "capabilities, stack-checkpoint, unstack-checkpoint."
+            "after Ctrl-C. Other commands, each with --help: bench, check, peers, devices, versions, "
+            "embed, capabilities, stack-checkpoint, unstack-checkpoint."
         ),
     )
     modes = made.add_mutually_exclusive_group()
@@ -143,7 +144,7 @@ def compare(options: argparse.Namespace) -> int:
     began = time.monotonic()
     asked_for = [name for names in options.implementations or () for name in names]
     names = [name for name in NAMES if name in (asked_for or NAMES)]
-    known = provenance(options, names if asked_for else ())
+    known, devices = provenance(options, names if asked_for else ()), on_devices(options.out)
     arguments = ["--mode", options.mode, *_narrowed(options)]
     measured = []
     with progress.of_each(names) as report_of:
@@ -151,7 +152,7 @@ def compare(options: argparse.Namespace) -> int:
             found = isolate.measure(name, arguments, options.timeout, report_of(name))
             measured.append(replace(found, asked_for=bool(asked_for)))
     trained = training_check.right() if any(found.training for found in measured) else None
-    results = merge(options.mode, known, measured, time.monotonic() - began, trained)
+    results = merge(options.mode, known, measured, time.monotonic() - began, training=trained, devices=devices)
     drawn = figures.figures(results)
     page = html.page(results, drawn)
 
@@ -173,19 +174,27 @@ def compare(options: argparse.Namespace) -> int:
     return int(bool(results.deviations))
 
 
-def merge(
-    mode: str, known: dict[str, str], measured: Sequence[Measured], seconds: float, trained: Trained | None = None
-) -> Results:
-    """The results of a run, with their verdict."""
+def on_devices(folder: Path) -> tuple[OnDevices, ...]:
+    """What `python -m implementations devices` has written into the folder of the report, if it has."""
+    written = folder / "devices" / "devices.json"
+    try:
+        found = json.loads(written.read_text(encoding="utf-8")) if written.exists() else ()
+        return tuple(from_json(OnDevices, one) for one in found)
+    except ValueError as error:  # of another version
+        raise SystemExit(f"{written}: {error}") from error
+
+
+def merge(mode: str, known: dict[str, str], measured: Sequence[Measured], seconds: float, **found: Any) -> Results:
+    """The results of a run, and what else was `found`, with their verdict."""
     unmeasured = dict.fromkeys(NAMES, "not run") | {one.name: one.status for one in measured}
     matrix = capabilities.matrix({name: status for name, status in unmeasured.items() if status != "ok"})
     results = Results(
         mode=mode,
         provenance=known,
         implementations=tuple(measured),
-        training=trained,
         capabilities=from_json(Capabilities, matrix),
         seconds=round(seconds, 1),
+        **found,
     )
     return replace(results, deviations=tuple(deviations.deviations(results)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,15 +13,10 @@ from rich.console import Console
 from implementations import NAMES, ROOT, files, progress
 from implementations.devices.ways import PIPELINE, WAYS
 from implementations.measuring import isolate
-from implementations.report import drawing, figures, html
-from implementations.report.drawing import Line, Panel
-from implementations.report.figures import Figure
-from implementations.report.table import BAD, NONE, Table, in_markdown, renderable
+from implementations.report import figures, html, tables_devices
+from implementations.report.table import BAD, in_markdown, renderable
 from implementations.results.laws import broken_on_devices
-from implementations.results.records import OnDevices, Way, to_json
-from implementations.results.summary import spread
-
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "permute")
+from implementations.results.records import OnDevices, to_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
         description="Cut a stack over devices, in every way: is its gradient right, is its program of one size, what "
         "is sent for one layer, what does a device hold? The devices are virtual: they share the cores of the CPU, so "
         "that nothing is timed.",
-        epilog="Writes devices.json and index.html. Exit status 1: something is wrong, or not of one size.",
+        epilog="Writes devices.json and index.html; the next comparison shows them too. Exit status 1: something is "
+        "wrong, or not of one size.",
     )
     made.add_argument("--size", type=int, default=8, choices=(2, 4, 8), help="devices; default: 8")
     made.add_argument("--depths", type=int, nargs="+", default=[8, 16, 64], metavar="N", help="default: 8 16 64")
@@ -51,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         parser().error(f"--ways: expected of {'; '.join([*WAYS, PIPELINE])}, got {min(unknown)}")
     asked = options.size, options.depths, options.ways, options.timeout, options.backend
     found = [on_devices(name, *asked) for name in options.implementations]
-    tables, console = [collectives(found), memory(found)], Console(width=120)
+    tables, console = tables_devices.tables(found), Console(width=120)
     for table in tables:
         console.print(renderable(table))
     broken = [f"{each.name}: {text}" for each in found for text in broken_on_devices(each)]
@@ -59,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"{BAD} {text}", style="bold red", highlight=False, markup=False)
     options.out.mkdir(parents=True, exist_ok=True)
     files.replace(options.out / "devices.json", json.dumps([to_json(each) for each in found], indent=1) + "\n")
-    files.replace(options.out / "index.html", html.page_of(f"On {options.size} devices", tables, [held(found)]))
+    files.replace(options.out / "index.html", html.page_of(f"On {options.size} devices", tables, [figures.held(found)]))
     if options.readme:
         files.replace_block(ROOT / "implementations" / "README.md", "devices", "\n\n".join(map(in_markdown, tables)))
     console.print(f"Written: {options.out}/index.html, {options.out}/devices.json.", highlight=False)
@@ -80,68 +76,3 @@ def command(name: str, size: int, program: Sequence[str], arguments: Sequence[st
     """What runs a program of Python with so many devices of that framework."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return [sys.executable, *(torchrun if name == "torch_compile" else []), *program, *arguments]
-
-
-def collectives(found: Sequence[OnDevices]) -> Table:
-    def cell(counted: list[Way]) -> list[str]:
-        kinds = counted[-1].collectives if counted else {}
-        said = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds.get(kind))
-        return [f"{said} {BAD}" if any(one.wrong for one in counted) else said or NONE]
-
-    note = f"In the bodies of the loops of the gradient's program, the same at every N; {BAD}: the numbers are wrong."
-    columns = ("", *(each.name for each in found))
-    return Table("devices", "What is sent for one layer", columns, "l" * len(columns), _rows(found, cell), note)
-
-
-def memory(found: Sequence[OnDevices]) -> Table:
-    def cells(counted: list[Way]) -> list[str]:
-        params = [_percent(one.param_bytes, one.whole_bytes) for one in counted[-1:]]
-        return ["".join(params), ", ".join(_percent(one.temp_bytes, one.whole_bytes) for one in counted)]
-
-    depths = ", ".join(str(N) for N in dict.fromkeys(one.N for each in found for one in each.ways))
-    columns = ("", *(f"{each.name}: {what}" for each in found for what in ("params", "temporaries")))
-    note = f"Of one device, in percent of the whole stack; temporaries of the gradient at N = {depths}."
-    align = "l" + "r" * (len(columns) - 1)
-    return Table("devices", "What a device holds", columns, align, _rows(found, cells), note)
-
-
-def _rows(found: Sequence[OnDevices], cells: Callable[[list[Way]], list[str]]) -> list[list[str]]:
-    """One for each way, with the cells of what was counted of it in each implementation."""
-    ways = dict.fromkeys(one.way for each in found for one in each.ways)
-    counted = {way: [[one for one in each.ways if one.way == way] for each in found] for way in ways}
-    return [[way, *(cell for own in counted[way] for cell in cells(own))] for way in ways]
-
-
-# Ways in which no device has the whole stack.
-CUT = {
-    "fully sharded": (drawing.ROLLED, "o"),
-    "fully sharded, remat=True": (drawing.THIRD, "^"),
-    "fully sharded x tensor": (drawing.FOURTH, "D"),
-    "pipeline": (drawing.FIFTH, "v"),
-}
-
-
-def held(found: Sequence[OnDevices]) -> Figure:
-    """Of one device: its params and the temporaries of the gradient, below the line of the whole stack."""
-    rows = []
-    for each in found:
-        lines = [
-            Line(
-                way,
-                False,
-                {one.N: spread([one.param_bytes + (one.temp_bytes or 0)]) for one in each.ways if one.way == way},
-                *look,
-            )
-            for way, look in CUT.items()
-        ]
-        whole = {one.N: spread([one.whole_bytes]) for one in each.ways if one.way in CUT}
-        lines = [line for line in [*lines, Line("the whole stack", False, whole, drawing.MUTED, "")] if line.values]
-        versions = ", ".join(f"{package} {version}" for package, version in each.versions.items())
-        where = f"mlp, {each.size} devices"
-        rows.append(Panel(each.name, versions, "bytes a device", "bytes", where, lines, "" if lines else each.status))
-    caption = "What one device holds of a stack, its params and the temporaries of the gradient. The line is the stack."
-    return figures.figure("held", "No device holds the whole stack", caption, [rows])
-
-
-def _percent(part: int | None, whole: int) -> str:
-    return NONE if part is None else f"{100 * part / whole:.0f} %"

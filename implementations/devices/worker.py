@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from implementations import load
 from implementations.check.comparator import assert_trees
@@ -47,8 +47,7 @@ def run(name: str, implementation: Any, devices: Any, size: int, N: int) -> reco
     whole = [devices.whole(tree, mesh, cut) for tree, cut in zip(results, axes, strict=True)]
     carry, dparams, dinit = to_numpy(implementation, tuple(whole))
     found = Results(carry, None, dparams, dinit, None)
-    said = wrong(found, exact, yardstick, way.dtype)
-    return records.Way(way=name, N=N, wrong=said, whole_bytes=size_of(given[0]), **counts)
+    return judged(name, N, given[0], found, (exact, yardstick), counts, way.dtype)
 
 
 def run_pipeline(implementation: Any, devices: Any, size: int, N: int) -> records.Way:
@@ -66,24 +65,20 @@ def run_pipeline(implementation: Any, devices: Any, size: int, N: int) -> record
     (value, dparams), counts = counted(implementation, step, parts)
     value, dparams = devices.whole(value, mesh, {}), devices.whole(dparams, mesh, {"stage": 0})
     found = {"value": implementation.to_numpy(value)[None], "dparams": to_numpy(implementation, dparams)}
-    return records.Way(way=PIPELINE, N=N, wrong=wrong(found, exact, yardstick), whole_bytes=size_of(given[0]), **counts)
+    return judged(PIPELINE, N, given[0], found, (exact, yardstick), counts)
 
 
-def wrong(found: Any, exact: Any, yardstick: Any, dtype: str = "float64") -> str:
+def counted(implementation: Any, step: Any, parts: Any) -> Any:
+    return importlib.import_module(f"{implementation.__name__}.graph_on_mesh").run_on_mesh(step, *parts)
+
+
+def judged(way: str, N: int, params: Any, found: Any, right: Any, counts: Any, dtype: str = "float64") -> records.Way:
+    wrong = ""
     try:
-        assert_trees("on devices", found, exact, yardstick, dtype=dtype)
+        assert_trees("on devices", found, *right, dtype=dtype)
     except AssertionError as error:
-        return str(error)
-    return ""
-
-
-def counted(implementation: Any, step: Any, parts: Any) -> tuple[Any, dict[str, Any]]:
-    run_on_mesh = importlib.import_module(f"{implementation.__name__}.graph_on_mesh").run_on_mesh
-    return cast(tuple[Any, dict[str, Any]], run_on_mesh(step, *parts))
-
-
-def size_of(params: Any) -> int:
-    return sum(a.nbytes for a in flat(params))
+        wrong = str(error)
+    return records.Way(way=way, N=N, wrong=wrong, whole_bytes=sum(a.nbytes for a in flat(params)), **counts)
 
 
 def main(name: str, size: int, depths: Sequence[int], ways: Sequence[str], backend: str) -> records.OnDevices:

@@ -17,7 +17,7 @@ from implementations.interface import LEVELS
 from implementations.report import drawing, panels
 from implementations.report.drawing import Panel
 from implementations.results import summary, worth
-from implementations.results.records import PROGRAMS, Results
+from implementations.results.records import PROGRAMS, OnDevices, Results
 
 
 class Figure(NamedTuple):
@@ -67,6 +67,7 @@ def figures(results: Results) -> dict[str, Figure]:
             [_each(results, panels.dense, "temp_bytes")],
         ),
         **_training(results),
+        **({"held": held(results.devices)} if results.devices else {}),
         # Not on the page: the one to show elsewhere.
         "overview": figure("overview", "Compiled size and compile time", "", [compiled, compile_time]),
     }
@@ -211,6 +212,15 @@ def _training(results: Results) -> dict[str, Figure]:
             [_each(results, panels.trained, results, kind) for kind in drawing.BY_STEP],
         )
     }
+
+
+def held(found: Sequence[OnDevices]) -> Figure:
+    """What one device holds, and the line of the whole stack."""
+    row, stack = [panels.held(each) for each in found], panels.WHOLE
+    ends = {(panel.name, line.form): line.values[max(line.values)].median for panel in row for line in panel.lines}
+    above = [f"{way} in {name}" for name, way in ends if way != stack and ends[name, way] >= ends[name, stack]]
+    said = f"As much as the stack: {', '.join(above)}." if above else "At the largest N none reaches that of the stack."
+    return figure("held", "What one device holds", f"Its params and the temporaries of the gradient. {said}", [row])
 
 
 def figure(name: str, title: str, caption: str, rows: Sequence[Sequence[Panel]]) -> Figure:

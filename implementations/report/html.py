@@ -126,6 +126,7 @@ def page(results: Results, drawn: Mapping[str, Figure] | None = None) -> str:
         + section("training", figure("training"), table("training"))
         + section("alternatives", table("alternatives"))
         + section("recompiles", table("recompiles"))
+        + section("devices", table("devices"), figure("held"), table("devices-held", True))
         + section("capabilities", table("capabilities"), _notes(results))
         + f'<section id="limits"><h2>What is not measured</h2><ul>{_limits(results)}</ul></section>\n'
     )
@@ -293,7 +294,7 @@ def _table(table: Table) -> str:
         attribute = f' class="{" ".join(kinds)}"' if kinds else ""
         return f"<td{attribute}>{escape(text)}</td>"
 
-    grouped = table.name not in ("provenance", "capabilities")  # else the first column names rows, not groups
+    grouped = not table.name.startswith(("provenance", "capabilities", "devices"))  # else the first column names rows
     head = ""
     if any(table.columns):
         cells = (

@@ -11,14 +11,14 @@ from implementations.report import drawing
 from implementations.report.drawing import Line, Panel
 from implementations.results import summary, worth
 from implementations.results.laws import Counted
-from implementations.results.records import FORMS, LIMIT, PROGRAMS, Measured, Results
+from implementations.results.records import FORMS, LIMIT, PROGRAMS, Measured, OnDevices, Results
 from implementations.wording import Spread
 
 LOOKS = {"rolled": (drawing.ROLLED, "o"), "unrolled": (drawing.UNROLLED, "s")}
 
 
 def _panel(
-    measured: Measured,
+    measured: Measured | OnDevices,
     quantity: str,
     kind: str,
     at: object,
@@ -132,3 +132,22 @@ def trained(measured: Measured, results: Results, kind: str) -> Panel:
     quantity = "loss, in nats a character" if kind == "loss" else "relative difference from NumPy float64, so far"
     not_run = measured.training and measured.training.status != "ok"
     return _panel(measured, quantity, kind, at, lines, "not run" if not_run else "not measured")
+
+
+# Ways in which no device has the whole stack.
+WHOLE = "the whole stack"
+CUT = {
+    "fully sharded": (drawing.ROLLED, "o"),
+    "fully sharded, remat=True": (drawing.THIRD, "^"),
+    "fully sharded x tensor": (drawing.FOURTH, "D"),
+    "pipeline": (drawing.FIFTH, "v"),
+}
+
+
+def held(found: OnDevices) -> Panel:
+    values = {
+        way: {one.N: one.param_bytes + (one.temp_bytes or 0) for one in found.ways if one.way == way} for way in CUT
+    }
+    values[WHOLE] = {one.N: one.whole_bytes for one in found.ways if one.way in CUT}
+    lines = [Line(way, False, _single(of), *CUT.get(way, (drawing.MUTED, ""))) for way, of in values.items()]
+    return _panel(found, "bytes a device", "bytes", f"mlp, {found.size} devices", lines)

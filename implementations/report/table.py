@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def in_markdown(table: Table) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    rows = [[column.replace("\n", ": ") for column in table.columns], ["---"] * len(table.columns), *table.rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + (f"\n{table.note}" if table.note else "")
 
 

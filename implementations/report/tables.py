@@ -6,7 +6,7 @@ A cell that ends with BAD is not as declared; a dash means that this was not mea
 from __future__ import annotations
 
 from implementations import wording
-from implementations.report import tables_bench, tables_sizes, tables_times, tables_trained
+from implementations.report import tables_bench, tables_devices, tables_sizes, tables_times, tables_trained
 from implementations.report.table import NONE, Table, flag
 from implementations.results import summary
 from implementations.results.records import Results
@@ -36,6 +36,7 @@ def tables(results: Results) -> list[Table]:
         tables_trained.training(results),
         tables_times.alternatives(results),
         recompiles(results),
+        *tables_devices.tables(results.devices),
         *([] if results.mode == "bench" else [capabilities(results)]),  # nothing of it was tried
     )
     return [_without_empty_columns(table) for table in made if table.rows]

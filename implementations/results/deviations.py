@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from implementations.results import summary
-from implementations.results.laws import broken_laws
+from implementations.results.laws import broken_laws, broken_on_devices
 from implementations.results.records import Checkpoint, Measured, Results
 
 
 def deviations(results: Results) -> list[str]:
     """Everything observed that is not as declared, in words; an empty list is exit status 0."""
     found = [f"{measured.name}: {text}" for measured in results.implementations for text in _of(results, measured)]
+    found += [f"{one.name}, on devices: {text}" for one in results.devices for text in broken_on_devices(one)]
     return found if results.ran else [*found, "no implementation ran"]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-VERSION = 3
+VERSION = 4
 FORMS = ("rolled", "unrolled")  # the others are names of what users do instead
 PROGRAMS = ("forward", "gradient")
 DENSE = "the dense stack"  # another program than the general stack of dense layers
@@ -336,6 +336,7 @@ class Results:
     provenance: dict[str, str]  # date, command, commit, cpu, platform, environment, ...
     implementations: tuple[Measured, ...]
     training: Trained | None = None
+    devices: tuple[OnDevices, ...] = ()  # of an earlier run of `python -m implementations devices`
     capabilities: Capabilities
     seconds: float  # the whole run
     deviations: tuple[str, ...] = ()  # everything observed that is not as declared; none is exit status 0

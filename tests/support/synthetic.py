@@ -22,6 +22,7 @@ from implementations.results.records import (
     Embeddings,
     Hidden,
     Measured,
+    OnDevices,
     Pair,
     Recompiles,
     Results,
@@ -29,6 +30,7 @@ from implementations.results.records import (
     Time,
     Trained,
     Training,
+    Way,
 )
 
 DEPTHS, UNROLLED_DEPTHS = (2, 3, 8, 64, 512, 1024), (2, 3, 8, 64)
@@ -175,7 +177,16 @@ def trained() -> Trained:
 
 def results(*found: Measured) -> Results:
     known = {"date": "2026-01-02 03:04 UTC", "command": "python -m implementations", "cpu": "a processor, 2 cores"}
-    return compare.merge("default", known, found or [measured(name) for name in NAMES], 12.3, trained())
+    devices = tuple(OnDevices(name=name, size=4, versions={"it": "1.2"}, ways=(way(2), way(8))) for name in NAMES)
+    every = found or [measured(name) for name in NAMES]
+    return compare.merge("default", known, every, 12.3, training=trained(), devices=devices)
+
+
+def way(N: int, wrong: str = "", temp_bytes: int = 10) -> Way:
+    """Layers of a hundred bytes, cut over four devices."""
+    sent = {"all-gather": 2, "reduce-scatter": 1, "outside": 3}
+    sizes = {"whole_bytes": 100 * N, "param_bytes": 25 * N, "temp_bytes": temp_bytes * N}
+    return Way(way="fully sharded", N=N, wrong=wrong, collectives=sent, **sizes)
 
 
 def changed(record: Any, *path: Any, **fields: Any) -> Any:

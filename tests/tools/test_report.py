@@ -273,7 +273,7 @@ def test_run_writes_page_data_and_figures(run: Any, capsys: pytest.CaptureFixtur
     status, folder = run([], draw=lambda _: drawn())
     assert status == 0
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert found["schema_version"] == 3
+    assert found["schema_version"] == 4
     assert [one["name"] for one in found["implementations"]] == list(NAMES)
     assert html.page(from_json(Results, found), drawn()) == (folder / "index.html").read_text(encoding="utf-8")
     assert {path.stem for path in (folder / "figures").iterdir()} == set(drawn())
