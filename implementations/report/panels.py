@@ -145,9 +145,8 @@ CUT = {
 
 
 def held(found: OnDevices) -> Panel:
-    values = {
-        way: {one.N: one.param_bytes + (one.temp_bytes or 0) for one in found.ways if one.way == way} for way in CUT
-    }
+    known = [one for one in found.ways if one.temp_bytes is not None]
+    values = {way: {one.N: one.param_bytes + (one.temp_bytes or 0) for one in known if one.way == way} for way in CUT}
     values[WHOLE] = {one.N: one.whole_bytes for one in found.ways if one.way in CUT}
     lines = [Line(way, False, _single(of), *CUT.get(way, (drawing.MUTED, ""))) for way, of in values.items()]
     return _panel(found, "bytes a device", "bytes", f"mlp, {found.size} devices", lines)

@@ -47,6 +47,12 @@ def test_what_is_written_and_how_it_ends(wrong, temp_bytes, status, tmp_path, mo
     assert ("✗ jax_scan: fully sharded" in said) == bool(status)
 
 
+def test_temporaries_that_are_not_known_are_not_none():
+    found = [OnDevices(name="jax_scan", size=4, ways=(replace(way(2), temp_bytes=None),))]
+    assert tables_devices.tables(found)[1].rows == [["fully sharded", "25 %", "–"]]
+    assert "fully sharded" not in figures.held(found).svg
+
+
 def test_what_lies_in_the_folder_of_the_report_is_on_the_page_of_the_comparison(tmp_path):
     assert compare.on_devices(tmp_path) == ()
     found = results().devices
