@@ -73,7 +73,7 @@ def prepare(
     carry_arrays, carry = flatten(init)
     check_loop(*stacked, *carry_arrays)
     y_floats, ys, seen = _run_once(layer, carry, slices, carry_arrays, stacked)
-    num_params = len(flatten(stacked_params)[0])
+    num_params = len(stacked) - len(flatten(xs)[0])
     plan = Plan(_step(layer, carry, slices, ys), reverse, unroll, int(remat), num_params, seen)
     return Flat(plan, y_floats, stacked, carry_arrays, carry, slices, ys)
 

@@ -143,14 +143,17 @@ def rows_for(like: Arrays, count: int) -> Arrays:
 
 
 def at(arrays: Arrays, i: int) -> Arrays:
-    """Each array at i."""
-    return [_row(a, i) for a in arrays]
+    """Each array at i; all have as many rows as the first."""
+    for a in arrays[:1]:
+        torch._check(i >= 0)
+        torch._check(i < a.shape[0])
+    return [a.select(0, i) for a in arrays]
 
 
 def write(rows: Arrays, i: int, arrays: Arrays) -> None:
     """Each array into its row i, in place."""
-    for row, a in zip(rows, arrays, strict=True):
-        _row(row, i).copy_(a)
+    for row, a in zip(at(rows, i), arrays, strict=True):
+        row.copy_(a)
 
 
 def written_within(rows: Any) -> Any:
@@ -160,12 +163,6 @@ def written_within(rows: Any) -> Any:
     for row in joined(rows):
         row[:0].zero_()
     return rows
-
-
-def _row(array: torch.Tensor, i: int) -> torch.Tensor:
-    torch._check(i >= 0)
-    torch._check(i < array.shape[0])
-    return array.select(0, i)
 
 
 class _Layers(HigherOrderOperator):
