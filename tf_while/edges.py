@@ -133,7 +133,7 @@ def is_of_this_process(device: str) -> bool:
 
 
 def set_back() -> None:
-    """Importing this folder sets nothing."""
+    """This folder sets nothing."""
 
 
 @contextlib.contextmanager

@@ -62,7 +62,8 @@ def compile_gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
 
 def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
     """(carry, ys) of the scan of `plan.step` over axis 0 of `stacked`, with a gradient of its own."""
-    if not torch.compiler.is_compiling() and active_fake_mode() is None:
+    # not is_compiling, which is also true while another thread compiles
+    if not torch.compiler.is_dynamo_compiling() and active_fake_mode() is None:
         return as_it_stands(differentiable, plan, stacked, init)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)

@@ -6,6 +6,7 @@ Source: https://docs.pytorch.org/docs/2.13/torch.compiler_fake_tensor.html
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -79,7 +80,9 @@ def prepare(
 
 
 def check_loop(*arrays: torch.Tensor) -> None:
-    """What torch's loops do not take: autocast around them, and arrays that lie on many devices."""
+    """What torch's loops do not take: autocast or torch.jit.trace around them, and arrays that lie on many devices."""
+    if torch.jit.is_tracing():
+        raise RuntimeError("torch.jit.trace: expected none around a stack of layers; torch.export.export holds one")
     # by name: to import it takes longer than all of this folder (https://github.com/pytorch/pytorch/issues/172568)
     if any(type(a).__name__ == "DTensor" for a in arrays):
         raise meshes.no_loop("DTensor")
@@ -200,18 +203,21 @@ class _Outside(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+_watching = threading.RLock()
+
+
 @contextlib.contextmanager
 def _rules() -> Iterator[set[Any]]:
-    """The user's own autograd.Functions that are applied in here, and torch's own for a checkpoint."""
-    rules = set()
+    """The user's own autograd.Functions that this thread applies in here, and torch's own for a checkpoint."""
+    rules, thread = set(), threading.get_ident()
     apply = torch.autograd.Function.__dict__["apply"]
 
     def recorded(rule: Any, *args: Any, **options: Any) -> Any:
-        if not rule.__module__.startswith("torch_compile."):
+        if threading.get_ident() == thread and not rule.__module__.startswith("torch_compile."):
             rules.add(rule)
         return apply.__get__(None, rule)(*args, **options)
 
-    with patch.object(torch.autograd.Function, "apply", classmethod(recorded)):
+    with _watching, patch.object(torch.autograd.Function, "apply", classmethod(recorded)):
         yield rules
     for rule in rules:
         if has_jvp(rule):  # which Dynamo refuses to look into
@@ -225,7 +231,7 @@ def has_jvp(rule: Any) -> bool:
 @_never_alone
 def check_forward_mode(flat: Flat) -> None:
     """Refuse a user's own derivative without a rule for forward mode: Dynamo would differentiate its forward code."""
-    missing = _differentiated(flat) if torch.compiler.is_compiling() else _applied(flat)
+    missing = _differentiated(flat) if torch.compiler.is_dynamo_compiling() else _applied(flat)
     if missing:
         raise arguments.no_forward_mode(missing)
 

@@ -45,7 +45,7 @@ def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable
 
 
 def set_back() -> None:
-    """Set back what importing this folder has set for the whole process (primitive.py says why)."""
+    """Set back what a gradient of a stack has set in this thread (primitive.py says why)."""
     functorch_config.donated_buffer = True
 
 

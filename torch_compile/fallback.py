@@ -16,23 +16,33 @@ from torch.overrides import TorchFunctionMode
 
 from reference import arguments
 from torch_compile.loops import Plan, nothing, unrolled
-from torch_compile.primitive import Arrays, Step, owned, split
-from torch_compile.private import in_forward_mode, in_functorch, pytree, scan
+from torch_compile.primitive import Arrays, Step, donate_nothing, owned, split
+from torch_compile.private import (
+    dynamo,
+    get_current_dispatch_mode,
+    in_forward_mode,
+    in_functorch,
+    is_legacy_batchedtensor,
+    pytree,
+    scan,
+)
 from torch_compile.programs import run_compiled
 from torch_compile.trees import with_floats
 
 
 @torch.compiler.disable
 def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
-    """(carry, ys) of `program(plan, stacked, init)`, compiled."""
+    """(carry, ys) of `program(plan, stacked, init)`, compiled, or where that cannot be, layer by layer."""
     arrays, closed = [*stacked, *init], list(plan.seen.closed_over)
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
-    if closed and (in_functorch() or in_forward_mode()):
-        return unrolled(plan.step, stacked, init, plan.reverse)
     arrays += closed
     wanted = tuple(torch.is_grad_enabled() and a.requires_grad for a in arrays)
     check_seen(plan, any(wanted))
+    # What sees every operation, as make_fx or a FlopCounterMode does, sees none of those in a compiled program.
+    is_watched = get_current_dispatch_mode() is not None
+    if dynamo.config.disable or is_watched or in_forward_mode() or (closed and in_functorch()):
+        return unrolled(plan.step, stacked, init, plan.reverse)
     run = _Run(program, plan, (len(stacked), len(init)), wanted)
     carry, ys = split(_Stack.apply(run, *arrays), len(init))
     return carry, ys
@@ -88,6 +98,7 @@ class _Run:
         pairs = [(a, d) for a, d in zip(floats, cotangents, strict=True) if a.requires_grad]
         leaves = [a for a, is_wanted in zip(self.leaves, self.wanted, strict=True) if is_wanted]
         outputs, given = [a for a, _ in pairs], [d for _, d in pairs]
+        donate_nothing()  # else torch refuses to retain a graph in another thread than that which compiled it
         return torch.autograd.grad(outputs, leaves, given, retain_graph=True, materialize_grads=True)
 
     def anew(self, step: Step, wanted: tuple[bool, ...]) -> _Run:
@@ -143,21 +154,19 @@ class _Stack(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.run, *arrays = inputs
         ctx.save_for_backward(*arrays)
-        ctx.save_for_forward(*arrays)
         ctx.is_float = [array.is_floating_point() for array in output]
         ctx.mark_non_differentiable(*(array for array in output if not array.is_floating_point()))
 
     @staticmethod
     def backward(ctx, *cotangents):
         given = [ct for ct, is_float in zip(cotangents, ctx.is_float, strict=True) if is_float]
-        gradients = iter(_StackVjp.apply(ctx.run, *ctx.saved_tensors, *given))
+        arrays = [*ctx.saved_tensors, *given]
+        if any(map(is_legacy_batchedtensor, given)):  # by is_grads_batched, which knows no rule of a Function
+            function, moving = ctx.run.loop_vjp(arrays)
+            gradients = iter(function(*(arrays[i] for i in moving)))
+        else:
+            gradients = iter(_StackVjp.apply(ctx.run, *arrays))
         return None, *(next(gradients) if is_wanted else None for is_wanted in ctx.run.wanted)
-
-    @staticmethod
-    def jvp(ctx, _run, *tangents):
-        function, moving = ctx.run.loop(ctx.saved_tensors)
-        out = iter(_jvp(function, moving, ctx.saved_tensors, tangents))
-        return tuple(next(out) if is_float else None for is_float in ctx.is_float)
 
     @staticmethod
     def vmap(info, in_dims, run, *arrays):

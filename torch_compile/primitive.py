@@ -46,10 +46,6 @@ from torch_compile.private import (
     while_loop_op,
 )
 
-# In a user's own compiled program Inductor may write into what the forward pass keeps while a loop of the backward pass
-# still reads it: gradients of a stack that is used three times would be silently wrong.
-functorch_config.donated_buffer = False
-
 Arrays = list[torch.Tensor]
 Step = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]  # (carry, slices) -> (new_carry, y)
 Body = Callable[..., Arrays]  # (number: int, carry, rows, read) -> carry
@@ -231,12 +227,19 @@ def let_inductor_count() -> None:
     """Let the counter of a loop, an array, be read as a number in the one program that is being traced.
 
     torch allows that under fullgraph=True alone; elsewhere every program with a stack would stop at a
-    DataDependentOutputException. The setting that would allow it for the
-    whole process, torch._dynamo.config.capture_scalar_outputs, also changes where a user's own code breaks graphs."""
+    DataDependentOutputException. The setting that would allow it for the whole process,
+    torch._dynamo.config.capture_scalar_outputs, also changes where a user's own code breaks graphs."""
+    donate_nothing()
     context = TracingContext.try_get()
     shapes = context.fake_mode.shape_env if context and context.fake_mode else None
     if shapes is not None:
         shapes.settings = dataclasses.replace(shapes.settings, allow_scalar_outputs=True)
+
+
+def donate_nothing() -> None:
+    """In this thread, whose settings these are: Inductor may write into what is donated, which the forward pass keeps,
+    while a loop of the backward pass still reads it: gradients of a stack used three times would be silently wrong."""
+    functorch_config.donated_buffer = False
 
 
 @torch.compiler.assume_constant_result  # so it runs while a program is traced, and once

@@ -18,7 +18,7 @@ with names_of("torch"):
     from torch._C import _AutoDispatchBelowAutograd as below_autograd
     from torch._C import _get_dispatch_mode as get_dispatch_mode
     from torch._C import _TorchDispatchModeKey as ModeKey
-    from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+    from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, is_legacy_batchedtensor
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.eval_frame import skip_code
     from torch._dynamo.exc import FailOnRecompileLimitHit
@@ -60,6 +60,7 @@ with names_of("torch"):
     from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, disable_proxy_modes_tracing, get_proxy_mode
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode as get_current_dispatch_mode
     from torch.utils._python_dispatch import _pop_mode_temporarily as pop_mode
     from torch.utils.checkpoint import CheckpointFunction
     from torch.utils.checkpoint import _CachedTorchDispatchMode as CachedMode

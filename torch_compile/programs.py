@@ -18,8 +18,8 @@ import torch
 
 from reference.made_of import Same, made_of
 from torch_compile import edges
-from torch_compile.loops import Plan
-from torch_compile.primitive import Arrays, joined
+from torch_compile.loops import Plan, unrolled
+from torch_compile.primitive import Arrays, joined, split
 from torch_compile.private import FailOnRecompileLimitHit, dynamo, memory_of
 
 MAX_PROGRAMS = 128  # those used last
@@ -72,7 +72,14 @@ class _Program:
 
     def _compile(self) -> Callable[..., Any]:
         program, count = self.program, self.num_stacked
-        return edges.compile(lambda plan, *arrays: joined(program(plan, list(arrays[:count]), list(arrays[count:]))))
+
+        def run(plan: Plan, *arrays: torch.Tensor) -> Arrays:
+            stacked, init = split(arrays, count)
+            if torch.compiler.is_dynamo_compiling():
+                return joined(program(plan, stacked, init))
+            return joined(unrolled(plan.step, stacked, init, plan.reverse))  # the user has switched compiling off
+
+        return edges.compile(run)
 
     def run(self, plan: Plan, arrays: Arrays) -> Arrays:
         for i, (array, shape) in enumerate(zip(arrays, self.shapes, strict=True)):

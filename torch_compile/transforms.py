@@ -134,7 +134,7 @@ def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -
 
 def _grad(outputs: Arrays, wrt: Arrays, cotangents: Arrays) -> Any:
     """`torch.autograd.grad`, also within a user's own compiled function."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         return torch.autograd.grad(outputs, wrt, cotangents, materialize_grads=True)
     was = let_gradients_be_traced(True)
     grads = torch.autograd.grad(outputs, wrt, cotangents, materialize_grads=True)

@@ -56,7 +56,7 @@ def flatten(tree: Any) -> tuple[list[torch.Tensor], Structure]:
     leaves, spec = pytree.tree_flatten(_known(tree))
     arrays = [leaf for leaf in leaves if leaf is not None]
     structure = Structure(spec, tuple(leaf is not None for leaf in leaves), tuple(a.is_complex() for a in arrays))
-    return [*map(real, arrays)], structure if torch.compiler.is_compiling() else one(structure)
+    return [*map(real, arrays)], structure if torch.compiler.is_dynamo_compiling() else one(structure)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -119,7 +119,7 @@ with patch.object(func_graph.FuncGraph, "__init__") as graphs, patch.object(tf.a
 print(graphs.call_count + conversions.call_count)
 """,
 }
-SETS = {"jax_scan": "0", "torch_compile": "0 donated_buffer", "tf_while": "0"}
+SETS = {"jax_scan": "0", "torch_compile": "0", "tf_while": "0"}
 
 
 @pytest.mark.parametrize("name", NAMES)
