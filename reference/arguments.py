@@ -45,6 +45,14 @@ def complex_outside(dtype: str) -> TypeError:
     )
 
 
+def raises_within(operation: str) -> TypeError:
+    """The error for an operation of a layer that may raise once it has run, where the framework's loop takes none."""
+    return TypeError(
+        f"layer: expected operations that do not look at their results, got {operation}; inv_ex, solve_ex and "
+        "cholesky_ex of torch.linalg do not"
+    )
+
+
 def no_forward_mode(name: str) -> TypeError:
     """The error for a derivative of the user's own that has no rule for forward mode."""
     return TypeError(f"layer: expected a jvp of whatever has its own derivative, got none of {name}")

@@ -28,6 +28,7 @@ from torch_compile.private import (
     TorchDispatchMode,
     TracingContext,
     arguments_of,
+    check_errors,
     disable_proxy_modes_tracing,
     dynamo,
     get_unwrapped,
@@ -167,6 +168,8 @@ class _Recorder(TorchDispatchMode):
         outputs = operator(*args, **(kwargs or {}))
         if isinstance(operator, HigherOrderOperator):
             return outputs
+        if operator is check_errors:
+            self.seen["raises"] = str(operator)
         schema = arguments_of(operator)
         given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
         given |= {argument.name: value for argument, value in zip(schema, args, strict=False)} | (kwargs or {})

@@ -66,6 +66,8 @@ def check_seen(plan: Plan, is_differentiated: bool) -> None:
         raise arguments.writes_outside(seen.writes)
     if seen.reads:
         raise arguments.complex_outside(seen.reads)
+    if seen.raises:
+        raise arguments.raises_within(seen.raises)
     if seen.draws and is_differentiated and plan.remat:
         raise arguments.runs_twice(seen.draws)
     if seen.has_checkpoint and is_differentiated:

@@ -211,6 +211,25 @@ def test_a_layer_may_write_into_what_it_has_made(torch_compile, form):
     same_gradients(torch_compile, form, lambda c, p: ((c @ p).add_(1).mul_(0.5), None), w, x)
 
 
+@FORMS
+@pytest.mark.parametrize("name", ["inv", "solve", "cholesky"])
+def test_an_operation_that_looks_at_its_result_is_refused(torch_compile, name, form):
+    """Its siblings look at none; compiled, the check has no place in the body of a loop."""
+    linalg, (w, x) = loaded_torch().linalg, arrays((3, 4, 4), (2, 4))
+
+    def layer(suffix):
+        function = getattr(linalg, name + suffix)
+        result = lambda *args: function(*args)[0] if suffix else function(*args)  # noqa: E731
+        if name == "solve":
+            return lambda c, p: (result(p, c.mT).mT, None)
+        return lambda c, p: (c @ result(p @ p.mT + 1), None)
+
+    same_gradients(torch_compile, form, layer("_ex"), w, x)
+    run = in_form(form, lambda w, x: torch_compile.scan_layers(layer(""), w, x)[0])
+    with pytest.raises(TypeError, match="layer: expected operations that do not look at their results, got aten"):
+        run(w, x)
+
+
 def test_the_run_without_values_leaves_nothing_in_a_users_program(torch_compile):
     """Its operations would run once more at every call, on memory that holds anything."""
     import torch
