@@ -72,9 +72,9 @@ JAX_AUTOCAST = NotApplicable("the framework has no autocast; cast_params casts i
 TF_AUTOCAST = JAX_AUTOCAST
 TF_ZEROS = Yes("where each stacked array has 1000 elements or more: the zeros of fewer are one operation, not two")
 TF_STATIC = Yes("under XLA only where N is static")
-TF_INSIDE = Yes("inside a tf.function; around the stack called as it stands it can raise a TypeError", TF_FORWARD)
-TF_FORWARD_REVERSE = No(
-    "an accumulator cannot pass through the list of carries that a gradient keeps", TF_FORWARD, "builtins.TypeError", TF
+TF_FORWARD_LOOP = Yes("in a tf.function; around the stack called as it stands layer by layer, of size N", TF_FORWARD)
+TF_FORWARD_REVERSE = Yes(
+    "around the stack called as it stands, layer by layer; in a tf.function a TypeError", TF_FORWARD
 )
 CUT_LAYERS = (
     "every device reads every layer: it would be gathered before the loop",
@@ -143,7 +143,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "ensembles from outside (batched weights)": (Yes(), Yes(), Yes()),
     "per-example gradients from outside (batched gradient)": (Yes(), Yes(), Yes()),
     "gradient of a batch from outside": (Yes(), Yes(), Yes()),
-    "forward mode from outside": (Yes(), TORCH_LOOP, TF_INSIDE),
+    "forward mode from outside": (Yes(), TORCH_LOOP, TF_FORWARD_LOOP),
     "second order from outside, reverse over reverse": (Yes(), TORCH_LOOP, Yes()),
     "second order from outside, forward over reverse": (Yes(), TORCH_LOOP, TF_FORWARD_REVERSE),
     "any layer: nested trees, None, integers, xs and ys": (Yes(), Yes(), Yes()),

@@ -17,7 +17,7 @@ import tensorflow as tf
 from reference import arguments
 from tf_while.checks import Traced, trace_flat
 from tf_while.edges import being_saved, captured_within, compile, reading
-from tf_while.loops import Plan, nothing, scan, scan_vjp, vjp_step
+from tf_while.loops import Plan, nothing, scan, scan_vjp, unrolled, vjp_step
 from tf_while.residuals import captured, keeping, recomputing
 from tf_while.trees import (
     Arrays,
@@ -60,6 +60,8 @@ def compile_gradient(apply: Apply) -> Callable[..., tuple[Any, ...]]:
 
 def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
     """(carry, ys) of the scan of `plan.step` over axis 0 of `stacked`, with a gradient of its own."""
+    if not tf.inside_function():  # in forward mode: programs.py
+        return unrolled(plan.step, stacked, init, plan.reverse)
     traced = trace_flat(plan.step, stacked, init)
     known = all(a.shape.is_fully_defined() for a in (*init, *traced.like_ys))
     if not known and stacked[0].shape[:1] == [0]:  # loops that do not run would not know the sizes of ys

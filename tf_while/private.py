@@ -9,6 +9,7 @@ from reference.releases import names_of
 with names_of("tensorflow"):
     from tensorflow.compiler.xla.service import hlo_pb2
     from tensorflow.python.eager import context
+    from tensorflow.python.eager.forwardprop_util import pack_tangents
     from tensorflow.python.framework import op_def_registry
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as in_xla
     from tensorflow.python.saved_model.save_context import in_save_context
@@ -16,6 +17,11 @@ with names_of("tensorflow"):
 
     Tensor = tf.__internal__.types.Tensor  # arrays, variables, and Keras's
     _ = tf.Operation._set_attr  # looked up now, for the same words
+
+
+def in_forward_mode(arrays: list[tf.Tensor]) -> bool:
+    """Whether a ForwardAccumulator has a tangent of one of them."""
+    return bool(pack_tangents([*map(tf.convert_to_tensor, arrays)]).tangents)
 
 
 def leave_alone(operation: tf.Operation) -> None:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from reference import arguments, made_of
 from tf_while.edges import as_leaf
+from tf_while.private import in_forward_mode
 from tf_while.trees import flatten
 
 MAX_PROGRAMS = 256  # the oldest goes first
@@ -24,10 +25,11 @@ def as_program(
     """`run(*static, *trees)`: part of the program that is being traced, or else a program of its own, which is kept by
     what `static` is made of: a layer that does the same finds it, one that reads a value that has changed does not.
 
-    Arrays of the trees at the indices `deep` may have any N in that program."""
-    if tf.inside_function():
-        return run(*static, *trees)
+    Arrays of the trees at the indices `deep` may have any N in that program. In forward mode a stack is none, and runs
+    layer by layer: a tangent passes through no list that a graph keeps."""
     arrays, pack = flatten(trees)
+    if tf.inside_function() or (deep and in_forward_mode(arrays)):
+        return run(*static, *trees)
     any_depth = [i in deep for i, tree in enumerate(trees) for _ in flatten(tree)[0]]
     shapes = [[None, *a.shape[1:]] if any_n else a.shape for a, any_n in zip(arrays, any_depth, strict=True)]
     specs = [tf.TensorSpec(shape, a.dtype) for shape, a in zip(shapes, arrays, strict=True)]

@@ -12,6 +12,7 @@ import pytest
 from implementations.check import rows_equal
 from implementations.check.dialect import from_numpy
 from reference.stack import apply_layers, apply_layers_vjp
+from tests.conftest import loaded
 
 # Layers of w = (2, 3) make 6 of x = 1 and 60 of tx = 10; of tw = (5, 7), 35. Gradients are those of y^2 / 2: y dy/dw.
 BY_HAND = {
@@ -49,3 +50,16 @@ DENSE = rows_equal.transforms(lambda implementation: implementation.scan_apply_l
 def test_transform_of_the_dense_stack(implementation, row):
     """Of any layer: tests/tools/test_check.py."""
     assert row.wrong(row.run(implementation)) == ""
+
+
+def test_accumulators_of_tensorflow_nest():
+    """y = 6: its derivative by both layers is 2 + 3, and that of the derivative 1 + 1."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    w, x, one = tf.constant([2.0, 3.0]), tf.constant(1.0), tf.ones(2)
+    with tf.autodiff.ForwardAccumulator(w, one) as outer:
+        with tf.autodiff.ForwardAccumulator(w, one) as inner:
+            y, _ = tf_while.scan_layers(lambda carry, w: (carry * w, None), w, x)
+        first = inner.jvp(y)
+    assert (float(y), float(first), float(outer.jvp(first))) == (6, 5, 2)
