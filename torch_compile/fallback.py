@@ -20,8 +20,10 @@ from torch_compile.primitive import Arrays, Step, donate_nothing, owned, split
 from torch_compile.private import (
     dynamo,
     get_current_dispatch_mode,
+    get_unwrapped,
     in_forward_mode,
     in_functorch,
+    is_functorch_wrapped_tensor,
     is_legacy_batchedtensor,
     pytree,
     scan,
@@ -37,7 +39,7 @@ def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init:
     if stacked[0].shape[0] == 0:
         return nothing(plan.step, stacked, init)
     arrays += closed
-    wanted = tuple(torch.is_grad_enabled() and a.requires_grad for a in arrays)
+    wanted = tuple(torch.is_grad_enabled() and requires_grad(a) for a in arrays)
     check_seen(plan, any(wanted))
     # What sees every operation, as make_fx or a FlopCounterMode does, sees none of those in a compiled program.
     is_watched = get_current_dispatch_mode() is not None
@@ -46,6 +48,13 @@ def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init:
     run = _Run(program, plan, (len(stacked), len(init)), wanted)
     carry, ys = split(_Stack.apply(run, *arrays), len(init))
     return carry, ys
+
+
+def requires_grad(array: torch.Tensor) -> bool:
+    """At some level of torch.func: what one has batched does not say that another differentiates by it."""
+    while not array.requires_grad and is_functorch_wrapped_tensor(array):
+        array = get_unwrapped(array)
+    return array.requires_grad
 
 
 def exported(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:

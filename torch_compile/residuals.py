@@ -37,7 +37,7 @@ Graph = torch.fx.GraphModule
 
 def plain(layer: Any, carry: Arrays, stacked: Arrays, closed: Any) -> Rule:
     """The rule without a derivative."""
-    given = [*carry, *map(first_slice_copy, stacked), *closed]
+    given = [*owned(carry), *map(first_slice_copy, stacked), *closed]
     graph = _functional(layer, given)
 
     def forward(carry: Arrays, slices: Arrays, closed: Arrays) -> tuple[Arrays, Arrays, Arrays]:
@@ -51,7 +51,8 @@ def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, rema
     """The rule that keeps what the derivative reads, or with `remat` the carry."""
     counts = len(carry), len(stacked)
     with disable_proxy_modes_tracing():
-        given = [*(a.detach() for a in carry), *(first_slice_copy(a.detach()) for a in stacked), *closed]
+        # owned: as loops carry it, whatever the order of the first in memory
+        given = [*owned(a.detach() for a in carry), *(first_slice_copy(a.detach()) for a in stacked), *closed]
         wanted = [a.is_floating_point() for a in carry] + [*map(is_wanted, (*stacked, *closed))]
         with torch.no_grad():
             like = layer(*given)

@@ -217,3 +217,55 @@ def test_a_trace_by_torch_jit_is_refused():
     torch, (stack, _), w, x = stacks()
     with pytest.raises(RuntimeError, match=r"^torch\.jit\.trace: expected none around a stack of layers"):
         torch.jit.trace(lambda w, x: stack(w, x), (w, x))
+
+
+def of_batches():
+    """The energy of a batch by what it shares and by what it does not, the batch within the derivative or around it."""
+    import torch
+    from torch.func import grad, jacrev, vmap
+
+    def within(stack, axes):
+        return grad(lambda w, x: vmap(stack, axes)(w, x).square().sum(), (0, 1))
+
+    return {
+        "of x": lambda stack, w, x: within(stack, (None, 0))(w[0], x),
+        "of w": lambda stack, w, x: within(stack, (0, None))(w, x[0]),
+        "of both": lambda stack, w, x: within(stack, (0, 0))(w, x),
+        "of a batch of batches": lambda stack, w, x: vmap(within(stack, (None, 0)), (0, None))(w, x),
+        "by backward": lambda stack, w, x: by_backward(torch, vmap(stack), w, x),
+        "jacobian": lambda stack, w, x: jacrev(vmap(stack, (None, 0)), (0, 1))(w[0], x),
+        "twice": lambda stack, w, x: grad(lambda x: within(stack, (None, 0))(w[0], x)[1].square().sum())(x),
+    }
+
+
+def by_backward(torch, function, *arrays):
+    leaves = [a.clone().requires_grad_() for a in arrays]
+    return torch.autograd.grad(function(*leaves).square().sum(), leaves)
+
+
+@pytest.mark.torch_backend("aot_eager")
+@pytest.mark.parametrize("options", [{}, {"remat": 2, "unroll": 2}], ids=str)
+@pytest.mark.parametrize(
+    "name", ["of x", "of w", "of both", "of a batch of batches", "by backward", "jacobian", "twice"]
+)
+def test_gradients_of_a_batch(name, options):
+    """What one level of torch.func batches does not say that another differentiates by it."""
+    torch, layer, w, x = problem()
+    form, twin = loaded("torch_compile").scan_layers, loaded("torch_compile").unroll_layers
+    stacks = (
+        functools.partial(_carry, functools.partial(form, **options), layer),
+        functools.partial(_carry, twin, layer),
+    )
+    found, right = (of_batches()[name](stack, torch.stack([w, w + 1]), torch.stack([x, x - 1])) for stack in stacks)
+    torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.torch_backend("aot_eager")
+@pytest.mark.parametrize("remat", [False, True, 2])
+def test_a_first_carry_in_another_order_in_memory(remat):
+    torch, layer, w, x = problem()
+    form, twin = loaded("torch_compile").scan_layers, loaded("torch_compile").unroll_layers
+    columns = x.mT.contiguous()
+    run = torch.compile(lambda w, x: form(layer, w, x.mT, remat=remat)[0], backend="aot_eager")
+    right = by_backward(torch, lambda w, x: twin(layer, w, x.mT)[0], w, columns)
+    torch.testing.assert_close(by_backward(torch, run, w, columns), right, rtol=1e-11, atol=1e-13)
