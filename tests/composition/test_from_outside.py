@@ -63,3 +63,23 @@ def test_accumulators_of_tensorflow_nest():
             y, _ = tf_while.scan_layers(lambda carry, w: (carry * w, None), w, x)
         first = inner.jvp(y)
     assert (float(y), float(first), float(outer.jvp(first))) == (6, 5, 2)
+
+
+@pytest.mark.parametrize("remat", [True, 2])
+def test_a_vectorized_jacobian_of_tensorflow_takes_no_loop_in_a_loop(remat):
+    """d x^2 w0^2 w1^2 / dx dx = 2 * 36, of a gradient whose groups of layers are loops in a loop."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    w, x = tf.constant([2.0, 3.0]), tf.constant([1.0])
+    with tf.GradientTape(persistent=True) as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf_while.scan_layers(lambda carry, w: (carry * w, None), w, x, remat=remat)[0] ** 2
+        gradient = inner.gradient(y, x)
+    if remat > 1:
+        with pytest.raises(ValueError, match="Vectorization can be disabled"):
+            outer.jacobian(gradient, x)
+    jacobian = outer.jacobian(gradient, x, experimental_use_pfor=remat is True)
+    assert jacobian.numpy().tolist() == [[72.0]]

@@ -261,6 +261,26 @@ def test_gradients_of_a_batch(name, options):
 
 
 @pytest.mark.torch_backend("aot_eager")
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_vjp_layers_within_torch_func(is_compiled):
+    """A batch of them, and the derivative of one, of which nothing may be told to require a gradient."""
+    torch, layer, w, x = problem()
+    torch_compile = loaded("torch_compile")
+
+    def by_layers(w, x):
+        return torch_compile.vjp_layers(layer, w, x, cotangents=(x, None))[1][0]
+
+    def right(w, x):
+        return torch.func.vjp(lambda w: torch_compile.unroll_layers(layer, w, x)[0], w)[1](x)[0]
+
+    def around(dw):
+        return torch.func.vmap(dw, (None, 0))(w, torch.stack([x, x + 1])), torch.func.grad(energy(dw), (0, 1))(w, x)
+
+    run = torch.compile(around, backend="aot_eager") if is_compiled else around
+    torch.testing.assert_close(run(by_layers), around(right), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize("remat", [False, True, 2])
 def test_a_first_carry_in_another_order_in_memory(remat):
     torch, layer, w, x = problem()
