@@ -9,6 +9,7 @@ Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from torch_compile.private import (
 from torch_compile.programs import run_compiled
 from torch_compile.trees import with_floats
 
+_in_loop = ContextVar("_in_loop", default=False)  # whether layers run one by one, to be differentiated again
+
 
 @torch.compiler.disable
 def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, Arrays]:
@@ -43,7 +46,8 @@ def as_it_stands(program: Callable[..., Any], plan: Plan, stacked: Arrays, init:
     check_seen(plan, any(wanted))
     # What sees every operation, as make_fx or a FlopCounterMode does, sees none of those in a compiled program.
     is_watched = get_current_dispatch_mode() is not None
-    if dynamo.config.disable or is_watched or in_forward_mode() or (closed and in_functorch()):
+    is_in_loop = _in_loop.get()  # as the stack around it
+    if is_in_loop or dynamo.config.disable or is_watched or in_forward_mode() or (closed and in_functorch()):
         return unrolled(plan.step, stacked, init, plan.reverse)
     run = _Run(program, plan, (len(stacked), len(init)), wanted)
     carry, ys = split(_Stack.apply(run, *arrays), len(init))
@@ -122,8 +126,12 @@ class _Run:
 
         def run(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
             stacked, init, instead = split(with_floats(arrays, moved), *self.counts)
-            with _Instead(closed, instead):
-                carry, ys = unrolled(self.plan.step, stacked, init, self.plan.reverse)
+            token = _in_loop.set(True)
+            try:
+                with _Instead(closed, instead):
+                    carry, ys = unrolled(self.plan.step, stacked, init, self.plan.reverse)
+            finally:
+                _in_loop.reset(token)
             # clone: a function that returns its argument has no derivative of its own
             return tuple(array.clone() for array in (*carry, *ys) if array.is_floating_point())
 

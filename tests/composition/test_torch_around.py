@@ -261,6 +261,20 @@ def test_gradients_of_a_batch(name, options):
 
 
 @pytest.mark.torch_backend("aot_eager")
+def test_second_derivatives_of_a_stack_in_a_stack():
+    torch, layer, w, x = problem()
+
+    def hessian(form):
+        outer = lambda carry, params: (form(layer, params, carry)[0], None)  # noqa: E731
+        of_x = lambda x: form(outer, torch.stack([w, w + 1]), x)[0].square().sum()  # noqa: E731
+        return torch.func.jacrev(torch.func.jacrev(of_x))(x)
+
+    torch_compile = loaded("torch_compile")
+    found, right = hessian(torch_compile.scan_layers), hessian(torch_compile.unroll_layers)
+    torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_vjp_layers_within_torch_func(is_compiled):
     """A batch of them, and the derivative of one, of which nothing may be told to require a gradient."""
