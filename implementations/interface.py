@@ -287,7 +287,7 @@ class Implementation(Protocol):
         """The framework's whole-program compiler, at its strongest setting."""
 
     def set_back(self) -> None:
-        """Undo what importing the folder has set in the framework for the whole process, so that another's stack is
+        """Undo what the folder has set in the framework for more than its own programs, so that another's stack is
         seen as its users see it. Afterwards the folder's own stacks may be wrong."""
 
     def cold(self) -> AbstractContextManager[None]:

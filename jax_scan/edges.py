@@ -21,7 +21,7 @@ def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def set_back() -> None:
-    """Importing this folder sets nothing."""
+    """This folder sets nothing."""
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def per_example_gradients(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any
 
 
 def gradient_of_batch(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any:
-    return jax.grad(lambda w: _energy(jax.vmap(apply, (None, 0)))(w, jnp.stack([x, tx])))(w)
+    return jax.grad(_energy(jax.vmap(apply, (None, 0))), (0, 1))(w, jnp.stack([x, tx]))
 
 
 def forward_mode(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any:

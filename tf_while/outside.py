@@ -41,7 +41,7 @@ def per_example_gradients(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any
 
 
 def gradient_of_batch(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any:
-    return _gradient(lambda w: tf.vectorized_map(lambda x: apply(w, x), tf.stack([x, tx])), w)[0]
+    return _gradient(lambda w, xs: tf.vectorized_map(lambda x: apply(w, x), xs), w, tf.stack([x, tx]))
 
 
 def forward_mode(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any:

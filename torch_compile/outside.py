@@ -44,7 +44,7 @@ def per_example_gradients(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any
 
 
 def gradient_of_batch(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any:
-    return grad(lambda w: _energy(vmap(apply, (None, 0)))(w, torch.stack([x, tx])))(w)
+    return _gradient(vmap(apply, (None, 0)))(w, torch.stack([x, tx]))
 
 
 def forward_mode(apply: Apply, w: Any, x: Any, tw: Any, tx: Any) -> Any:

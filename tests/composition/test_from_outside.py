@@ -19,7 +19,7 @@ BY_HAND = {
     "batching": [[6, 60]],
     "ensemble": [[6, 35]],
     "per_example_gradients": [[[6 * 3, 6 * 2], [60 * 30, 60 * 20]], [6 * 6, 60 * 6]],
-    "gradient_of_batch": [[18 + 1800, 12 + 1200]],
+    "gradient_of_batch": [[18 + 1800, 12 + 1200], [36, 360]],
     "forward_mode": [5 * 3 * 1 + 2 * 7 * 1 + 2 * 3 * 10],
     "reverse_inside": [[18, 12], 36],
 }
@@ -63,6 +63,21 @@ def test_accumulators_of_tensorflow_nest():
             y, _ = tf_while.scan_layers(lambda carry, w: (carry * w, None), w, x)
         first = inner.jvp(y)
     assert (float(y), float(first), float(outer.jvp(first))) == (6, 5, 2)
+
+
+def test_forward_over_reverse_in_a_function_of_tensorflow_is_refused():
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    @tf.function
+    def run(w, x):
+        return tf_while.AROUND["forward_over_reverse"](apply, w, x, w, x)
+
+    def apply(w, x):
+        return tf_while.scan_layers(lambda carry, w: (carry * w, None), w, x)[0]
+
+    with pytest.raises(TypeError, match="variant"):
+        run(tf.constant([2.0, 3.0]), tf.constant(1.0))
 
 
 @pytest.mark.parametrize("remat", [True, 2])

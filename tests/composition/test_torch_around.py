@@ -30,11 +30,11 @@ def problem():
     return torch, lambda carry, w: (torch.tanh(carry @ w), None), w, x
 
 
-def stacks():
+def stacks(**options):
     """The stack and its twin, each as a function of w and x; and w and x."""
     torch, layer, w, x = problem()
     torch_compile = loaded("torch_compile")
-    forms = torch_compile.scan_layers, torch_compile.unroll_layers
+    forms = functools.partial(torch_compile.scan_layers, **options), torch_compile.unroll_layers
     return torch, [functools.partial(_carry, form, layer) for form in forms], w, x
 
 
@@ -121,6 +121,11 @@ def twice(outer, inner):
     return derivative
 
 
+def forward_over_a_pullback(torch, stack, w, x):
+    pullback = torch.func.vjp(functools.partial(stack, w), x)[1]
+    return torch.func.jvp(lambda ct: pullback(ct)[0], (x,), (x + 1,))[1]
+
+
 def vectorized_hessian(torch, stack, w, x):
     return torch.autograd.functional.hessian(functools.partial(energy(stack), w), x, vectorize=True)
 
@@ -140,6 +145,7 @@ AROUND = {
     "jacfwd of jacrev": twice("jacfwd", "jacrev"),
     "jacrev of jacrev": twice("jacrev", "jacrev"),
     "a vectorized hessian": vectorized_hessian,
+    "jvp of a pullback": forward_over_a_pullback,
 }
 
 
@@ -250,13 +256,8 @@ def by_backward(torch, function, *arrays):
 )
 def test_gradients_of_a_batch(name, options):
     """What one level of torch.func batches does not say that another differentiates by it."""
-    torch, layer, w, x = problem()
-    form, twin = loaded("torch_compile").scan_layers, loaded("torch_compile").unroll_layers
-    stacks = (
-        functools.partial(_carry, functools.partial(form, **options), layer),
-        functools.partial(_carry, twin, layer),
-    )
-    found, right = (of_batches()[name](stack, torch.stack([w, w + 1]), torch.stack([x, x - 1])) for stack in stacks)
+    torch, forms, w, x = stacks(**options)
+    found, right = (of_batches()[name](form, torch.stack([w, w + 1]), torch.stack([x, x - 1])) for form in forms)
     torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
 
 
@@ -297,9 +298,8 @@ def test_vjp_layers_within_torch_func(is_compiled):
 @pytest.mark.torch_backend("aot_eager")
 @pytest.mark.parametrize("remat", [False, True, 2])
 def test_a_first_carry_in_another_order_in_memory(remat):
-    torch, layer, w, x = problem()
-    form, twin = loaded("torch_compile").scan_layers, loaded("torch_compile").unroll_layers
+    torch, (stack, twin), w, x = stacks(remat=remat)
     columns = x.mT.contiguous()
-    run = torch.compile(lambda w, x: form(layer, w, x.mT, remat=remat)[0], backend="aot_eager")
-    right = by_backward(torch, lambda w, x: twin(layer, w, x.mT)[0], w, columns)
+    run = torch.compile(lambda w, x: stack(w, x.mT), backend="aot_eager")
+    right = by_backward(torch, lambda w, x: twin(w, x.mT), w, columns)
     torch.testing.assert_close(by_backward(torch, run, w, columns), right, rtol=1e-11, atol=1e-13)
