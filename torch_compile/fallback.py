@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from reference import arguments
 from torch_compile.loops import Plan, nothing, unrolled
-from torch_compile.primitive import Arrays, Step, donate_nothing, owned, split
+from torch_compile.primitive import Arrays, Step, donate_nothing, let_gradients_be_traced, owned, split
 from torch_compile.private import (
     dynamo,
     get_current_dispatch_mode,
@@ -235,6 +235,31 @@ class _StackVjp(torch.autograd.Function):
         gradients = _StackVjp.apply(anew, *together)
         num_stacked = sum(run.wanted[: run.counts[0]])
         return gradients, (*[1] * num_stacked, *[0] * (len(gradients) - num_stacked))
+
+
+def pullback_of(run: Callable[[Arrays], Any], arrays: Arrays) -> tuple[Any, Callable[[Arrays], Any]]:
+    """(results, pullback) of lists of arrays: those of floating point have cotangents and gradients."""
+    floats = lambda results: tuple(a for part in results for a in part if a.is_floating_point())  # noqa: E731
+    if in_functorch():  # where nothing may be told to require a gradient
+
+        def moved(*values: torch.Tensor) -> tuple[Any, Any]:
+            results = run(with_floats(arrays, values))
+            return floats(results), results
+
+        _, by_func, results = torch.func.vjp(moved, *floats([arrays]), has_aux=True)  # type: ignore[misc]
+        return results, lambda given: by_func(tuple(given))
+    leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in arrays]
+    with torch.enable_grad():
+        results = run(leaves)
+
+    def by_autograd(given: Arrays) -> Any:
+        pairs = [(a, ct) for a, ct in zip(floats(results), given, strict=True) if a.requires_grad]
+        of, wrt, was = [a for a, _ in pairs], [a for a in leaves if a.requires_grad], let_gradients_be_traced(True)
+        grads = torch.autograd.grad(of, wrt, [ct for _, ct in pairs], materialize_grads=True)
+        let_gradients_be_traced(was)
+        return grads
+
+    return [[a.detach() for a in part] for part in results], by_autograd
 
 
 def batched(step: Step, is_batched: tuple[bool, ...]) -> Step:

@@ -19,9 +19,8 @@ from torch_compile import trees
 from torch_compile.autodiff import differentiable
 from torch_compile.checks import Flat, check_forward_mode, prepare
 from torch_compile.edges import as_leaf
-from torch_compile.fallback import batched
-from torch_compile.primitive import Arrays, Step, let_gradients_be_traced, split
-from torch_compile.private import in_functorch
+from torch_compile.fallback import batched, pullback_of
+from torch_compile.primitive import Arrays, Step, split
 from torch_compile.trees import Layer, with_floats
 
 
@@ -116,37 +115,12 @@ INPUTS, OUTPUTS = ("stacked_params", "init", "xs"), ("carry", "ys")
 def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Outputs, and (dslices, dinit) for the cotangents of these outputs. Without history, as `torch.autograd.grad`."""
     arrays = [*flat.stacked, *flat.init]
-    results, pullback = _pullback(lambda arrays: differentiable(flat.plan, *split(arrays, len(flat.stacked))), arrays)
+    results, pullback = pullback_of(lambda arrays: differentiable(flat.plan, *split(arrays, len(flat.stacked))), arrays)
     outputs = flat.outputs(*results)
     pairs = zip((flat.carry, flat.ys), cotangents(outputs), strict=True)
     given = [ct for structure, tree in pairs for ct in trees.flatten_like(structure, tree) if ct is not None]
     dslices, dinit = split(trees.nones(arrays, pullback(given)), len(flat.stacked))
     return outputs, (trees.unflatten(flat.slices, dslices), trees.unflatten(flat.carry, dinit))
-
-
-def _pullback(run: Callable[[Arrays], Any], arrays: Arrays) -> tuple[Any, Callable[[Arrays], Any]]:
-    """(results, pullback) of lists of arrays: those of floating point have cotangents and gradients."""
-    floats = lambda results: tuple(a for part in results for a in part if a.is_floating_point())  # noqa: E731
-    if in_functorch():  # where nothing may be told to require a gradient
-
-        def moved(*values: torch.Tensor) -> tuple[Any, Any]:
-            results = run(with_floats(arrays, values))
-            return floats(results), results
-
-        _, by_func, results = torch.func.vjp(moved, *floats([arrays]), has_aux=True)  # type: ignore[misc]
-        return results, lambda given: by_func(tuple(given))
-    leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in arrays]
-    with torch.enable_grad():
-        results = run(leaves)
-
-    def by_autograd(given: Arrays) -> Any:
-        pairs = [(a, ct) for a, ct in zip(floats(results), given, strict=True) if a.requires_grad]
-        of, wrt, was = [a for a, _ in pairs], [a for a in leaves if a.requires_grad], let_gradients_be_traced(True)
-        grads = torch.autograd.grad(of, wrt, [ct for _, ct in pairs], materialize_grads=True)
-        let_gradients_be_traced(was)
-        return grads
-
-    return [[a.detach() for a in part] for part in results], by_autograd
 
 
 def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:

@@ -48,7 +48,7 @@ BESIDE = {
 }
 # of reference: not the oracle, and no more than what frameworks must agree on
 WORDS = {f"reference.{name}" for name in ("alike", "arguments", "made_of", "meshes", "releases", "shapes")}
-LINES = {"stack.py": 150, "graph.py": 135, "transforms.py": 200, "training.py": 100}
+LINES = {"stack.py": 150, "graph.py": 135, "transforms.py": 195, "training.py": 100}
 
 
 def source(*path):
