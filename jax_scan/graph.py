@@ -24,7 +24,7 @@ def graph_size(apply: Apply, *args: Any, cotangent: Any = None, memory: bool = T
     """Count `apply(*args)`, or with `cotangent` its gradient program, at each level, and what the compiled one needs.
 
     "loops" are those the compiler leaves; "temp_bytes" is what XLA assigns beside arguments and results.
-    Without `memory` it is left out, as in the other frameworks, where it costs time.
+    Without `memory` it is left out, as in PyTorch, where it costs time.
     """
     captured = traced(apply, args, cotangent)
     lowered = captured.lower()

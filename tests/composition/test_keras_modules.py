@@ -100,8 +100,8 @@ def test_one_size_at_every_depth(tf_while, name):
 
     for cotangent in (False, True):
         # zeros of fewer than 1000 elements are one operation, and the biases of few layers have fewer
-        sizes = [size(N, cotangent) for N in (128, 192, 1024)]
-        assert sizes[0] == sizes[1] == sizes[2]
+        sizes = [size(N, cotangent) for N in (128, 1024)]
+        assert sizes[0] == sizes[1]
         assert sizes[0]["loops"] == 1 + cotangent
 
 

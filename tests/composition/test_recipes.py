@@ -262,7 +262,7 @@ def test_complex_numbers_that_are_not_finite_are_found(implementation, value):
     assert located(implementation, layer, broken, np.ones(2, np.complex64)) == 1
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.thorough("torch_compile"))])
 def test_of_layers_without_floats_none_is_named(implementation, reverse):
     """Nor of those without any number: by the real compiler."""
 

@@ -98,8 +98,10 @@ def drawing():
 
 
 @FORMS
-@pytest.mark.parametrize("name", ["a module", "a function", "attention", "in a stack"])
-@pytest.mark.parametrize("remat", [True, 2])
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [(name, True) for name in ("a module", "a function", "attention", "in a stack")] + [("a module", 2)],
+)
 def test_a_layer_that_draws_is_refused_where_it_would_draw_again(torch_compile, remat, name, form):
     layer, (w, x) = drawing()[name], arrays((3, 4, 4), (4, 4))
     run = in_form(form, lambda w, x: torch_compile.scan_layers(layer, w, x, remat=remat)[0])
@@ -129,18 +131,16 @@ def masking(name):
     }[name]
 
 
-MASKS = pytest.mark.parametrize("name", ["a module", "a function", "drawn", "in a stack"])
-
-
 @FORMS
-@MASKS
-@pytest.mark.parametrize("unroll", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "unroll"), [(name, 1) for name in ("a module", "a function", "drawn", "in a stack")] + [("in a stack", 2)]
+)
 def test_the_gradient_is_that_of_the_masks_of_the_forward_pass(torch_compile, unroll, name, form):
     gradient_of_masks(in_form(form, lambda w, x: torch_compile.scan_layers(masking(name), w, x, unroll=unroll)))
 
 
 @by_inductor
-@pytest.mark.parametrize("name", ["a module", "in a stack"])
+@pytest.mark.parametrize("name", [pytest.param("a module", marks=pytest.mark.thorough), "in a stack"])
 def test_the_gradient_is_that_of_the_masks_by_inductor(torch_compile, name):
     gradient_of_masks(in_form("in torch.compile", lambda w, x: torch_compile.scan_layers(masking(name), w, x)))
 
@@ -373,7 +373,7 @@ def test_what_a_layer_closes_over_gets_its_gradient(torch_compile, options, name
 
 
 @by_inductor
-@pytest.mark.parametrize("name", ["a bound method", "a module"])
+@pytest.mark.parametrize("name", [pytest.param("a bound method", marks=pytest.mark.thorough), "a module"])
 def test_what_a_layer_closes_over_gets_its_gradient_by_inductor(torch_compile, name):
     closed_over(torch_compile, in_form("in torch.compile", lambda f, *a: f(*a)), name, {})
 

@@ -97,8 +97,8 @@ def test_one_size_at_every_depth(torch_compile, name):
         return torch_compile.graph_size(apply, stacked_params, x, cotangent=x if cotangent else None, memory=False)
 
     for cotangent in (False, True):
-        sizes = [size(N, cotangent) for N in (2, 5, 16)]
-        assert sizes[0] == sizes[1] == sizes[2]
+        sizes = [size(N, cotangent) for N in (2, 16)]
+        assert sizes[0] == sizes[1]
         assert sizes[0]["loops"] == 1 + cotangent
 
 

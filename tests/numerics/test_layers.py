@@ -344,11 +344,10 @@ WIDE = {
 }
 
 
-# torch takes ten seconds for each program with a gradient; of `mlp` it is counted in test_program_size.
-not_in_torch = pytest.mark.thorough("torch_compile")
-
-
-@pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=not_in_torch)], ids=["forward", "gradient"])
+# A program with a gradient takes seconds to compile; of `mlp` it is counted in test_program_size.
+@pytest.mark.parametrize(
+    "gradient", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["forward", "gradient"]
+)
 @pytest.mark.parametrize("layer", WIDE)
 def test_six_layers_and_forty_eight_have_one_size(implementation, layer, gradient):
     sizes = {N: size(implementation, layer, N, gradient) for N in (6, 48)}

@@ -161,7 +161,7 @@ def test_several_layers_a_step_stay_below_one_size(implementation, option, k):
 
 
 @pytest.mark.parametrize(
-    "form", ["unrolled", pytest.param("gradient, unrolled", marks=pytest.mark.thorough("torch_compile"))]
+    "form", ["unrolled", pytest.param("gradient, unrolled", marks=pytest.mark.thorough("torch_compile", "tf_while"))]
 )
 def test_unrolled_grows_with_every_layer(implementation, form):
     twin = sizes(implementation, form, TWIN_DEPTHS)
