@@ -53,12 +53,6 @@ TORCH_INSIDE = Yes(
     f"{TORCH_ISSUES}174067",
 )
 TORCH_LOOP = Yes("runs layer by layer: right to any order, but of size N", f"{TORCH_ISSUES}91469")
-TORCH_ATTENTION = No(
-    "the fused attention has no forward mode: write the attention of such a layer out, as jax_scan does",
-    f"{TORCH_ISSUES}128971",
-    "torch._dynamo.exc.UncapturedHigherOrderOpError",
-    TORCH,
-)
 TORCH_AUTOCAST = No(
     "it would change dtypes within a layer, so it is refused: cast_params casts in sight",
     "https://docs.pytorch.org/docs/2.13/amp.html",
@@ -164,7 +158,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "`hvp_layers`, compiled": (Yes(), Yes(), Yes()),
     "`vmap_layers`, compiled": (Yes(), Yes(), Yes()),
     "`vmap_vjp_layers` (per-example gradients), compiled": (Yes(), Yes(), Yes()),
-    "`jvp_layers` of layers with attention": (Yes(), TORCH_ATTENTION, Yes()),
+    "`jvp_layers` of layers with attention": (Yes(), Yes(), Yes()),
     "one program for all N, any layer": (JAX_STATIC, Yes("for N >= 2"), Yes("in graph mode")),
     "one exported program for all N": (JAX_EXPORT, TORCH_EXPORT, TF_EXPORT),
     "many devices: data parallel, fully sharded, tensor parallel": (Yes(), Yes(), Yes()),

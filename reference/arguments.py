@@ -53,6 +53,11 @@ def raises_within(operation: str) -> TypeError:
     )
 
 
+def wrong_twice(operation: str) -> TypeError:
+    """The error for an operation whose second derivative the framework has wrong."""
+    return TypeError(f"layer: expected operations whose second derivative is right, got {operation}; write it out")
+
+
 def no_forward_mode(name: str) -> TypeError:
     """The error for a derivative of the user's own that has no rule for forward mode."""
     return TypeError(f"layer: expected a jvp of whatever has its own derivative, got none of {name}")

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch_compile.edges import compile
 from torch_compile.fallback import as_it_stands, check_seen, exported
 from torch_compile.loops import Plan, nothing, scan, scan_vjp, unrolled
-from torch_compile.primitive import Arrays, layers, let_inductor_count, lowered_by, owned, split
+from torch_compile.primitive import Arrays, joined, layers, let_inductor_count, lowered_by, owned, split
 from torch_compile.private import (
     active_fake_mode,
     below_autograd,
@@ -81,12 +81,8 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
     return carry, ys
 
 
-# Where a program is lowered.
-
-
 def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, remat: int) -> Any:
-    """(carry, ys) of a stack, in loops that have a derivative if one may be asked for."""
-    layer, closed = of_real(layer, closed)
+    """(carry, ys) of a stack where a program is lowered, in loops that have a derivative if one may be asked for."""
     if get_proxy_mode() is None and active_fake_mode() is not None:  # only shapes are asked for
         new_carry, y = split(layer(*owned(carry), *map(first_slice_copy, stacked), *closed), len(carry))
         return [*owned(new_carry), *(a.expand(stacked[0].shape[0], *a.shape).clone() for a in y)]
@@ -94,7 +90,9 @@ def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, u
         with below_autograd():
             return _without_derivative(layer, carry, stacked, closed, reverse, unroll, remat)
     let_inductor_count()
+    layer, closed = of_real(layer, closed)
     plan = Plan(layer, reverse, unroll, remat, rule=differentiated(layer, carry, stacked, closed, remat))
+    closed = [*closed, *plan.rule.constants]
     return _Stack.apply(plan, (len(carry), len(stacked), len(closed)), *carry, *stacked, *closed)
 
 
@@ -102,7 +100,7 @@ def _without_derivative(layer: Any, carry: Any, stacked: Any, closed: Any, rever
     let_inductor_count()
     layer, closed = of_real(layer, closed)
     plan = Plan(layer, reverse, unroll, rule=plain(layer, carry, stacked, closed))
-    return [a for part in scan(plan, list(stacked), list(carry), list(closed), keep=False)[:2] for a in part]
+    return joined(scan(plan, list(stacked), list(carry), [*closed, *plan.rule.constants], keep=False)[:2])
 
 
 lowered_by(_lowered, _without_derivative)

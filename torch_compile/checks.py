@@ -36,6 +36,7 @@ from torch_compile.private import (
     memory_of,
     pytree,
     skip_code,
+    wrong_twice,
 )
 from torch_compile.trees import Layer, Structure, flatten, flatten_like, unflatten, with_floats
 
@@ -177,6 +178,8 @@ class _Recorder(TorchDispatchMode):
         is_off = any(given.get(name) == 0 for name in ("p", "dropout_p", "train", "training"))
         if torch.Tag.nondeterministic_seeded in operator.tags and not is_off:
             self.seen["draws"] = str(operator)
+        if operator.overloadpacket in wrong_twice and given.get("training", True):
+            self.seen["wrong_twice"] = str(operator)
         inputs, own = _tensors(given), {_memory(a) for a in self.made}
         known = self.given | {id(a) for a in self.outputs}
         if closed_over := [a for a in inputs if a.is_complex() and a.requires_grad and id(a) not in known]:
@@ -294,9 +297,14 @@ def _taken_back(start: int, first: int) -> tuple[Any, ...]:
     given = [node.meta.get("example_value") for node in nodes[start:first]]
     with TracingContext.get().fake_mode, _Recorder(given) as recorder:  # type: ignore[union-attr]
         _replay([node for node in nodes[first:] if node.op != "placeholder"], recorder)
-    for node in reversed([node for node in nodes[start:] if node.op != "placeholder"]):
+    for node in reversed([node for node in nodes[start:] if not _is_kept(node)]):
         _graph().erase_node(node)
     return tuple(Seen(**recorder.seen))
+
+
+def _is_kept(node: torch.fx.Node) -> bool:
+    """Whether Dynamo will use it again: an input of the program, or the number that a float from outside is there."""
+    return node.op == "placeholder" or (node.target == "item" and node.all_input_nodes[0].op == "placeholder")
 
 
 def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:

@@ -44,6 +44,7 @@ class Rule(NamedTuple):
     like_kept: Arrays
     like_dslices: Arrays
     like_dclosed: Arrays
+    constants: Arrays  # arrays that the layer makes of numbers: the loop reads them after what is closed over
 
 
 def scan(plan: Plan, stacked: Arrays, init: Arrays, closed: Arrays, keep: bool) -> tuple[Arrays, Arrays, Arrays]:

@@ -58,6 +58,7 @@ class Seen(NamedTuple):
     writes: str = ""  # one that writes into an array which the layer has not made
     reads: str = ""  # the dtype of a complex array that it closes over
     raises: str = ""  # an operation that raises where its result is no good
+    wrong_twice: str = ""  # one whose forward mode has a wrong derivative
     has_checkpoint: bool = False  # a reentrant torch.utils.checkpoint
     rule: str = ""  # a derivative of the user's own
     closed_over: tuple[torch.Tensor, ...] = ()  # arrays by which there may be a derivative

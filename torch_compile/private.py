@@ -69,6 +69,9 @@ with names_of("torch"):
     # attributes, looked up now for the same words
     _ = forward_ad._current_level, torch.UntypedStorage._cdata, torch.ops.aten.mm.default._schema
     check_errors = torch.ops.aten._linalg_check_errors.default
+    # what they keep for their derivative is constant to that of their forward mode, as in pytorch/pytorch#196700
+    wrong_twice = {torch.ops.aten.native_layer_norm, torch.ops.aten.native_batch_norm}
+    wrong_twice |= {torch.ops.aten._linalg_det, torch.ops.aten._linalg_slogdet, torch.ops.aten._linalg_solve_ex}
     recompute_complex = HopJointGraph._mark_complex_exprs_as_must_recompute
 
 

@@ -39,12 +39,13 @@ def plain(layer: Any, carry: Arrays, stacked: Arrays, closed: Any) -> Rule:
     """The rule without a derivative."""
     given = [*owned(carry), *map(first_slice_copy, stacked), *closed]
     graph = _functional(layer, given)
+    constants = _constants(graph)
 
     def forward(carry: Arrays, slices: Arrays, closed: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         new_carry, ys = split(graph(*carry, *slices, *closed), len(carry))
         return new_carry, ys, []
 
-    return Rule(forward, forward, _values(_outputs(graph)[len(carry) :]), [], [], [])
+    return Rule(forward, forward, _values(_outputs(graph)[len(carry) :]), [], [], [], constants)
 
 
 def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, remat: int) -> Rule:
@@ -77,31 +78,40 @@ def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, rema
         for part, which in zip(split(given, *counts), split(wanted, *counts), strict=True)
     )
 
-    def forward(carry: Arrays, slices: Arrays, closed: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+    of_each = [_constants(graph) for graph in (forwards, backwards)]
+    num_closed, num_constants = len(closed), len(of_each[0])
+
+    def forward(carry: Arrays, slices: Arrays, read: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        closed, constants, _ = split(read, num_closed, num_constants)
         arrays = [*carry, *slices, *closed]
-        new_carry, ys, beside = split(forwards(*arrays), len(carry), len(like) - len(carry))
+        new_carry, ys, beside = split(forwards(*arrays, *constants), len(carry), len(like) - len(carry))
         values = dict(zip([*names, *more], [*arrays, *beside], strict=True))
         return new_carry, ys, [form.store(values[name]) for form, name in zip(forms, kept, strict=True)]
 
-    def backward(kept_: Arrays, slices: Arrays, closed: Arrays, dcarry: Arrays, dys: Arrays) -> Any:
+    def backward(kept_: Arrays, slices: Arrays, read_: Arrays, dcarry: Arrays, dys: Arrays) -> Any:
+        closed, _, constants = split(read_, num_closed, num_constants)
         loaded = [form.load(a) for form, a in zip(forms, kept_, strict=True)]
         values = dict(zip([*names[len(carry) :], *kept], [*slices, *closed, *loaded], strict=True))
-        grads = backwards(*(values[name] for name in read), *dcarry, *dys)
+        grads = backwards(*(values[name] for name in read), *dcarry, *dys, *constants)
         return split(grads, len(dcarry), len(like_dslices))
 
-    return Rule(forward, backward, like[len(carry) :], like_kept, like_dslices, like_dclosed)
+    constants = [a for arrays in of_each for a in arrays]
+    return Rule(forward, backward, like[len(carry) :], like_kept, like_dslices, like_dclosed, constants)
 
 
 def of_real(layer: Any, closed: Any) -> tuple[Any, Arrays]:
-    """The layer, and the complex arrays that it closes over as pairs of real numbers, which loops can read."""
-    is_complex = [isinstance(a, torch.Tensor) and a.is_complex() for a in closed]
+    """The layer, and what it closes over as loops read it: complex arrays as pairs, and floats, which torch makes part
+    of the program, not at all."""
+    floats = {i: float(a) for i, a in enumerate(closed) if isinstance(a, (float, torch.SymFloat))}
+    read = {i: a for i, a in enumerate(closed) if i not in floats}
+    pairs = {i for i, a in read.items() if isinstance(a, torch.Tensor) and a.is_complex()}
 
     def of_pairs(*arrays: Any) -> Any:
-        given, pairs = split(arrays, len(arrays) - len(closed))
-        return layer(*given, *(torch.view_as_complex(a) if c else a for a, c in zip(pairs, is_complex, strict=True)))
+        given, values = split(arrays, len(arrays) - len(read))
+        found = {i: torch.view_as_complex(a) if i in pairs else a for i, a in zip(read, values, strict=True)} | floats
+        return layer(*given, *(found[i] for i in range(len(closed))))
 
-    pairs = [real(a) if c else a for a, c in zip(closed, is_complex, strict=True)]
-    return (of_pairs if any(is_complex) else layer), pairs
+    return (of_pairs if pairs or floats else layer), [real(a) if i in pairs else a for i, a in read.items()]
 
 
 def is_wanted(array: Any) -> bool:
@@ -152,6 +162,19 @@ def _functional(function: Any, arrays: Arrays) -> Graph:
     run = dispatch_functionalize(lambda *arrays: owned(function(*arrays)), FunctionalTensorMode())
     with preserve_node_meta(False):  # what a checkpoint around the stack says of its operations
         return materialize_as_graph(run, tuple(arrays), force_enable_grad=True)
+
+
+def _constants(graph: Graph) -> Arrays:
+    """The arrays that are part of the graph, which become its last arguments: Inductor takes none in a loop's body."""
+    nodes = [n for n in graph.graph.find_nodes(op="get_attr") if isinstance(getattr(graph, n.target), torch.Tensor)]
+    for node in nodes:
+        with graph.graph.inserting_after(graph.graph.find_nodes(op="placeholder")[-1]):
+            argument = graph.graph.placeholder(node.name)
+        argument.meta = node.meta
+        node.replace_all_uses_with(argument)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return [torch.ops.aten.lift_fresh_copy(getattr(graph, node.target)) for node in nodes]
 
 
 def _partitioned(joint: Graph, num_inputs: int, num_outputs: int, num_carry: int) -> tuple[Graph, Graph]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reference import arguments
 from torch_compile import trees
@@ -68,6 +69,8 @@ def hvp_layers(
 
     Returns (dstacked_params, dinit, dxs) twice: the gradient, then the product."""
     flat = _jvp_flat(layer, (stacked_params, init, xs), tangents, options)
+    if wrong := flat.plan.seen.wrong_twice:
+        raise arguments.wrong_twice(wrong)
 
     def cotangents(outputs: tuple[Any, Any]) -> tuple[Any, Any]:
         """Of the loss's own jvp, by the outputs and by their tangents."""
@@ -75,8 +78,10 @@ def hvp_layers(
         arrays, structure = trees.flatten((carry, ys))
         primals = tuple(a for a in arrays if a.is_floating_point())
         moved = tuple(t for t in trees.flatten_like(structure, (tcarry, tys)) if t is not None)
-        run = lambda *values: loss(*trees.unflatten(structure, with_floats(arrays, values)))  # noqa: E731
-        ahead = torch.func.grad(lambda p, t: torch.func.jvp(run, p, t)[1], (0, 1))(primals, moved)
+        run = lambda values: loss(*trees.unflatten(structure, with_floats(arrays, values)))  # noqa: E731
+        # A Hessian is symmetric. By forward mode, `loss / 2` ends a compiled process: its zeros have no memory.
+        gradient, pullback = torch.func.vjp(torch.func.grad(run), primals)  # type: ignore[misc]
+        ahead = *pullback(moved), gradient
         (dcarry, dys), (dtcarry, dtys) = (trees.unflatten(structure, trees.nones(arrays, values)) for values in ahead)
         return (dcarry, dtcarry), (dys, dtys)
 
@@ -168,7 +173,8 @@ def pushforward(step: Step, num_carries: int, num_slices: int) -> Step:
             return tuple(tuple(a for a in part if a.is_floating_point()) for part in outputs), outputs
 
         floats = tuple(a for a in primals if a.is_floating_point())
-        _, (tcarry, ty), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
+            _, (tcarry, ty), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
         return [*new_carry, *tcarry], [*y, *ty]
 
     return moved

@@ -152,6 +152,50 @@ def failure(run, *args) -> str:
     return ""
 
 
+# torch 2.13: the derivative of forward mode.
+
+
+def torch_and_inputs():
+    loaded("torch_compile")
+    torch = importlib.import_module("torch")
+    draw = torch.Generator().manual_seed(0)
+    return torch, *(torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((1, 4, 4), (3, 4)))
+
+
+def layer_wrong_twice(name):
+    torch, *_ = torch_and_inputs()
+    functional, linalg = torch.nn.functional, torch.linalg
+    return {
+        "layer norm": lambda c, w: (functional.layer_norm(c @ w, (4,)), None),
+        "batch norm": lambda c, w: (functional.batch_norm(c @ w, None, None, training=True), None),
+        "det": lambda c, w: (c @ w * linalg.det(w), None),
+        "slogdet": lambda c, w: (c @ w * linalg.slogdet(w)[1], None),
+        "solve": lambda c, w: (linalg.solve_ex(w, c.mT)[0].mT, None),
+    }[name]
+
+
+wrong_twice = pytest.mark.parametrize("name", ["layer norm", "batch norm", "det", "slogdet", "solve"])
+
+
+@wrong_twice
+@raw("torch 2.13: what an operation keeps for its derivative is constant to that of its forward mode")
+def test_a_hessian_product_by_the_gradient_of_the_jvp_itself(name):
+    (torch, w, x), layer = torch_and_inputs(), layer_wrong_twice(name)
+    loss = lambda w: torch.sin(layer(x, w[0])[0]).sum()  # noqa: E731
+    found = torch.func.grad(lambda w: torch.func.jvp(loss, (w,), (w,))[1])(w)
+    _, pullback = torch.func.vjp(torch.func.grad(loss), w)
+    torch.testing.assert_close(found, *pullback(w))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@wrong_twice
+def test_a_hessian_product_that_would_be_wrong_is_refused(name, compiled):
+    (torch, w, x), layer, hvp_layers = torch_and_inputs(), layer_wrong_twice(name), loaded("torch_compile").hvp_layers
+    run = lambda w, x: hvp_layers(layer, lambda c, _: torch.sin(c).sum(), w, x, tangents=(w, x, None))  # noqa: E731
+    with pytest.raises(TypeError, match="layer: expected operations whose second derivative is right, got aten"):
+        (torch.compile(run, backend="eager") if compiled else run)(w, x)
+
+
 # TensorFlow 2.21: recomputation that loses the gradient of the weights.
 
 

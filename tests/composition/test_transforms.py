@@ -112,7 +112,7 @@ def loss_of(name):
     o = ops(name)
 
     def loss(carry, ys):
-        return 0.5 * (o.sum(carry["h"] * carry["h"]) + o.sum(ys["out"][0] * ys["out"][0])) + o.sum(ys["sum"])
+        return (o.sum(carry["h"] * carry["h"]) + o.sum(ys["out"][0] * ys["out"][0])) / 2 + o.sum(ys["sum"])
 
     return loss
 
