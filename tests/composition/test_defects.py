@@ -196,6 +196,42 @@ def test_a_hessian_product_that_would_be_wrong_is_refused(name, compiled):
         (torch.compile(run, backend="eager") if compiled else run)(w, x)
 
 
+# TensorFlow 2.21: forward mode of a max pool.
+
+
+def pool(c, w):
+    import tensorflow as tf
+
+    return tf.nn.max_pool1d((c @ w)[:, :, None], 2, 1, "SAME")[:, :, 0], None
+
+
+def jvp_of_pool():
+    """Of products 1, 2, 3 along 30, 20, 10: of each two the larger moves, the last of the row has no neighbour."""
+    import tensorflow as tf
+
+    loaded("tf_while")
+    c, w, tangent = tf.constant([[1.0, 2, 3]]), tf.eye(3)[None], tf.constant([[30.0, 20, 10]])
+
+    @tf.function(autograph=False)
+    def jvp(c, tangent):
+        with tf.autodiff.ForwardAccumulator(c, tangent) as accumulator:
+            y, _ = pool(c, w[0])
+        return accumulator.jvp(y)
+
+    return jvp(c, tangent), (c, w, tangent)
+
+
+@raw("tensorflow 2.21: MaxPoolGradGrad writes its result where it still reads")
+def test_forward_mode_of_a_max_pool_itself():
+    np.testing.assert_array_equal(jvp_of_pool()[0], [[20, 10, 10]])
+
+
+def test_forward_mode_of_a_max_pool_is_refused():
+    _, (c, w, tangent) = jvp_of_pool()
+    with pytest.raises(TypeError, match="layer: expected operations whose forward mode is right, got max_pool of str"):
+        loaded("tf_while").jvp_layers(pool, w, c, tangents=(None, tangent, None))
+
+
 # TensorFlow 2.21: recomputation that loses the gradient of the weights.
 
 
