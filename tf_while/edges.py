@@ -100,19 +100,26 @@ RUNS_AGAIN = (
 )
 
 
-def operations(graph: tf.Graph) -> Iterator[str]:
-    """The types of the operations of `graph`, and of branches, loops and functions within."""
+def operations(graph: tf.Graph) -> Iterator[Any]:
+    """The operations of `graph`, and of branches, loops and functions within."""
     definition = graph.as_graph_def()
-    yield from (node.op for node in definition.node)
-    yield from (node.op for function in definition.library.function for node in function.node_def)
+    yield from definition.node
+    yield from (node for function in definition.library.function for node in function.node_def)
 
 
 def stateful(graph: tf.Graph) -> Iterator[str]:
     """Those that draw random numbers or write state."""
-    for operation in operations(graph):
+    for operation in (node.op for node in operations(graph)):
         known = op_def_registry.get(operation)
         if known is not None and known.is_stateful and operation not in RUNS_AGAIN:
             yield operation
+
+
+def writes_where_it_reads(node: Any) -> bool:
+    """Whether it is forward mode, or a second derivative, of a max pool whose result has the shape of what it pools:
+    in a graph TensorFlow 2.21 makes one in the memory of the other, of which it still reads."""
+    has_one_shape = node.attr["padding"].s == b"SAME" and {*node.attr["strides"].list.i} == {1}
+    return node.op == "MaxPoolGradGrad" and has_one_shape
 
 
 def all_devices() -> list[str]:

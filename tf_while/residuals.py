@@ -69,7 +69,7 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
     places = {id(outer): inner for outer, inner in layer.captures}
     closed = [places[id(capture)] for capture, _ in traced.closed_over]
     outputs, wrt = floats([*new_carry, *ys]), [*floats(carry), *floats(slices), *closed]
-    gradient = None if "EagerPyFunc" in operations(layer) else _gradient(layer, outputs, wrt)
+    gradient = None if any(node.op == "EagerPyFunc" for node in operations(layer)) else _gradient(layer, outputs, wrt)
     if gradient is None:
         return None
 

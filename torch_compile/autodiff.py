@@ -27,7 +27,7 @@ from torch_compile.private import (
     save_values_for_backward,
     saved_values,
 )
-from torch_compile.residuals import differentiated, is_wanted, of_real, plain
+from torch_compile.residuals import as_read, differentiated, is_wanted, plain
 from torch_compile.trees import map_arrays, tangents_like
 
 Apply = Callable[..., Any]
@@ -90,7 +90,7 @@ def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, u
         with below_autograd():
             return _without_derivative(layer, carry, stacked, closed, reverse, unroll, remat)
     let_inductor_count()
-    layer, closed = of_real(layer, closed)
+    layer, closed = as_read(layer, closed)
     plan = Plan(layer, reverse, unroll, remat, rule=differentiated(layer, carry, stacked, closed, remat))
     closed = [*closed, *plan.rule.constants]
     return _Stack.apply(plan, (len(carry), len(stacked), len(closed)), *carry, *stacked, *closed)
@@ -98,7 +98,7 @@ def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, u
 
 def _without_derivative(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, _: int) -> Any:
     let_inductor_count()
-    layer, closed = of_real(layer, closed)
+    layer, closed = as_read(layer, closed)
     plan = Plan(layer, reverse, unroll, rule=plain(layer, carry, stacked, closed))
     return joined(scan(plan, list(stacked), list(carry), [*closed, *plan.rule.constants], keep=False)[:2])
 

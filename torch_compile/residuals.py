@@ -99,7 +99,7 @@ def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, rema
     return Rule(forward, backward, like[len(carry) :], like_kept, like_dslices, like_dclosed, constants)
 
 
-def of_real(layer: Any, closed: Any) -> tuple[Any, Arrays]:
+def as_read(layer: Any, closed: Any) -> tuple[Any, Arrays]:
     """The layer, and what it closes over as loops read it: complex arrays as pairs, and floats, which torch makes part
     of the program, not at all."""
     floats = {i: float(a) for i, a in enumerate(closed) if isinstance(a, (float, torch.SymFloat))}

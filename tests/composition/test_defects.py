@@ -226,10 +226,31 @@ def test_forward_mode_of_a_max_pool_itself():
     np.testing.assert_array_equal(jvp_of_pool()[0], [[20, 10, 10]])
 
 
-def test_forward_mode_of_a_max_pool_is_refused():
-    _, (c, w, tangent) = jvp_of_pool()
+def jvp_of_pools():
+    """Form -> the same by a stack of one layer, called as it stands: as it is, as a function, as a stack in a stack."""
+    import tensorflow as tf
+
+    tf_while, (_, (c, w, tangent)) = loaded("tf_while"), jvp_of_pool()
+    layers = {
+        "layer": pool,
+        "tf.function": tf.function(pool, autograph=False),
+        "stack": lambda c, w: (tf_while.scan_layers(pool, w[None], c)[0], None),
+    }
+    return {
+        form: lambda layer=layer: tf_while.jvp_layers(layer, w, c, tangents=(None, tangent, None))[1][0]
+        for form, layer in layers.items()
+    }
+
+
+@pytest.mark.parametrize("form", ["layer", "tf.function", "stack"])
+def test_forward_mode_of_a_max_pool_is_refused_where_it_is_wrong(form):
+    """XLA has it right."""
+    import tensorflow as tf
+
+    jvp = jvp_of_pools()[form]
+    np.testing.assert_array_equal(tf.function(jvp, jit_compile=True, autograph=False)(), [[20, 10, 10]])
     with pytest.raises(TypeError, match="layer: expected operations whose forward mode is right, got max_pool of str"):
-        loaded("tf_while").jvp_layers(pool, w, c, tangents=(None, tangent, None))
+        jvp()
 
 
 # TensorFlow 2.21: recomputation that loses the gradient of the weights.
