@@ -53,9 +53,9 @@ def raises_within(operation: str) -> TypeError:
     )
 
 
-def wrong_derivative(which: str, operation: str) -> TypeError:
+def wrong_twice(operation: str) -> TypeError:
     """The error for an operation whose second derivative, or forward mode, the framework has wrong."""
-    return TypeError(f"layer: expected operations whose {which} is right, got {operation}; write it out")
+    return TypeError(f"layer: expected operations whose second derivative is right, got {operation}; write it out")
 
 
 def no_forward_mode(name: str) -> TypeError:

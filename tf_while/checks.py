@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from reference import arguments
-from tf_while.edges import as_leaf, compiled_by_xla, fenced, operations, stateful, writes_where_it_reads
+from tf_while.edges import as_leaf, fenced, stateful
 from tf_while.trees import Arrays, FlatLayer, Layer, flatten, is_float
 
 
@@ -56,8 +56,6 @@ def trace_flat(layer: FlatLayer, stacked: Arrays, carry: Arrays) -> Traced:
     carry = [tf.TensorSpec(a.shape, a.dtype) for a in carry]
     with fenced():
         traced = tf.function(layer, autograph=False).get_concrete_function(carry, slices)
-    if not compiled_by_xla() and any(map(writes_where_it_reads, operations(traced.graph))):
-        raise arguments.wrong_derivative("forward mode", "max_pool of stride 1 with padding SAME")
     variables = {id(v.handle): v for v in traced.graph.variables}
     captures = [(c, variables.get(id(c), c)) for c in traced.graph.external_captures]
     closed_over = [(c, tf.convert_to_tensor(value)) for c, value in captures if is_float(value)]

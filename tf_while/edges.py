@@ -116,10 +116,10 @@ def stateful(graph: tf.Graph) -> Iterator[str]:
 
 
 def writes_where_it_reads(node: Any) -> bool:
-    """Whether it is forward mode, or a second derivative, of a max pool whose result has the shape of what it pools:
+    """Whether it is a second derivative, or forward mode, of a max pool whose result has the shape of what it pools:
     in a graph TensorFlow 2.21 makes one in the memory of the other, of which it still reads."""
-    has_one_shape = node.attr["padding"].s == b"SAME" and {*node.attr["strides"].list.i} == {1}
-    return node.op == "MaxPoolGradGrad" and has_one_shape
+    alike = node.attr["padding"].s == b"SAME" or {*node.attr["ksize"].list.i} == {1}
+    return node.op in ("MaxPoolGradGrad", "MaxPool3DGradGrad") and alike and {*node.attr["strides"].list.i} == {1}
 
 
 def all_devices() -> list[str]:

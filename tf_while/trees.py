@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from reference import arguments
-from tf_while.edges import as_leaf
+from tf_while.edges import as_leaf, compiled_by_xla, operations, writes_where_it_reads
 
 Layer = Callable[..., tuple[Any, Any]]
 Arrays = list[Any]  # the arrays of a tree, flat
@@ -62,7 +62,7 @@ def pulled(outputs: Arrays, wrt: Arrays, cotangents: Any, stop_gradients: Any = 
     variable where a program needs 200 MB, and in a loop makes it twice: "AlreadyExistsError".
     Source: https://github.com/tensorflow/tensorflow/issues/23780
     """
-    return tf.compat.v1.gradients(
+    grads = tf.compat.v1.gradients(
         outputs,
         wrt,
         cotangents,
@@ -70,6 +70,10 @@ def pulled(outputs: Arrays, wrt: Arrays, cotangents: Any, stop_gradients: Any = 
         aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE,
         stop_gradients=stop_gradients,
     )
+    graph = tf.compat.v1.get_default_graph()
+    if not compiled_by_xla() and any(map(writes_where_it_reads, operations(graph))):
+        raise arguments.wrong_twice("max_pool of stride 1 with padding SAME")
+    return grads
 
 
 def flatten(tree: Any) -> tuple[Arrays, Callable[[Sequence[Any]], Any]]:

@@ -70,7 +70,7 @@ def hvp_layers(
     Returns (dstacked_params, dinit, dxs) twice: the gradient, then the product."""
     flat = _jvp_flat(layer, (stacked_params, init, xs), tangents, options)
     if wrong := flat.plan.seen.wrong_twice:
-        raise arguments.wrong_derivative("second derivative", wrong)
+        raise arguments.wrong_twice(wrong)
 
     def cotangents(outputs: tuple[Any, Any]) -> tuple[Any, Any]:
         """Of the loss's own jvp, by the outputs and by their tangents."""
