@@ -15,10 +15,12 @@ from reference import arguments
 from tf_while.private import (
     Tensor,
     data_structures,
+    differentiate_by,
     in_save_context,
     in_xla,
     leave_alone,
     op_def_registry,
+    xla_dynamic_update_slice,
 )
 
 
@@ -42,11 +44,19 @@ def fenced() -> Iterator[None]:
     def mark(operation: tf.Operation) -> str:
         if operation.type in ("Add", "AddV2", "AddN", "Sub") and not all(map(_is_constant, operation.inputs)):
             leave_alone(operation)
+        if operation.type == "XlaDynamicUpdateSlice":
+            differentiate_by(operation, updated)
         return operation.device
 
     # a device function, because it is the one thing that graphs within this one inherit
     with tf.compat.v1.device(mark):
         yield
+
+
+def updated(update: tf.Operation, dy: tf.Tensor) -> list[tf.Tensor | None]:
+    """The gradient of what XLA writes a slice by: TensorFlow, whose gradient of a slice it is, has none."""
+    _, piece, begin = update.inputs
+    return [xla_dynamic_update_slice(dy, tf.zeros_like(piece), begin), tf.slice(dy, begin, tf.shape(piece)), None]
 
 
 def _is_constant(a: tf.Tensor) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from reference.releases import names_of
 
 with names_of("tensorflow"):
+    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice
     from tensorflow.compiler.xla.service import hlo_pb2
     from tensorflow.python.eager import context
     from tensorflow.python.eager.forwardprop_util import pack_tangents
@@ -27,6 +31,11 @@ def in_forward_mode(arrays: list[tf.Tensor]) -> bool:
 def leave_alone(operation: tf.Operation) -> None:
     """Keep TensorFlow's graph optimiser from rewriting this operation."""
     operation._set_attr("_grappler_do_not_remove", tf.compat.v1.AttrValue(b=True))
+
+
+def differentiate_by(operation: tf.Operation, gradient: Callable[..., Any]) -> None:
+    """Give this operation a gradient of its own."""
+    operation._gradient_function = gradient
 
 
 def abort_collectives(why: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_while.checks import Traced
-from tf_while.edges import compiled_by_xla, fenced, operations
+from tf_while.edges import compiled_by_xla, operations
 from tf_while.loops import Rule
 from tf_while.trees import Arrays, FlatLayer, filled, floats, pulled, split
 
@@ -120,7 +120,7 @@ def _gradient(layer: tf.Graph, outputs: Arrays, wrt: Arrays) -> tf.Graph | None:
         return [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
 
     try:
-        with layer.as_default(), fenced():
+        with layer.as_default():
             seeds = [tf.TensorSpec(a.shape, a.dtype) for a in outputs]
             return tf.function(pull, autograph=False).get_concrete_function(*seeds).graph
     except Exception:  # the layer has no gradient: who asks for it hears why, and nobody else

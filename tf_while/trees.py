@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from reference import arguments
-from tf_while.edges import as_leaf, compiled_by_xla, operations, writes_where_it_reads
+from tf_while.edges import as_leaf, compiled_by_xla, fenced, operations, writes_where_it_reads
 
 Layer = Callable[..., tuple[Any, Any]]
 Arrays = list[Any]  # the arrays of a tree, flat
@@ -58,18 +58,19 @@ def filled(grads: Sequence[Any], like: Sequence[Any]) -> Arrays:
 def pulled(outputs: Arrays, wrt: Arrays, cotangents: Any, stop_gradients: Any = None) -> Arrays:
     """`tf.gradients` for the body of a loop: what it adds up is fenced, and added up two at a time.
 
-    tf.gradients itself ignores device functions, and so `fenced`. Of a sum of three arrays the graph optimiser makes a
-    variable where a program needs 200 MB, and in a loop makes it twice: "AlreadyExistsError".
+    With colocation it would ignore device functions, and so `fenced`. Of a sum of three arrays the graph optimiser
+    makes a variable where a program needs 200 MB, and in a loop makes it twice: "AlreadyExistsError".
     Source: https://github.com/tensorflow/tensorflow/issues/23780
     """
-    grads = tf.compat.v1.gradients(
-        outputs,
-        wrt,
-        cotangents,
-        colocate_gradients_with_ops=False,
-        aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE,
-        stop_gradients=stop_gradients,
-    )
+    with fenced():
+        grads = tf.compat.v1.gradients(
+            outputs,
+            wrt,
+            cotangents,
+            colocate_gradients_with_ops=False,
+            aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE,
+            stop_gradients=stop_gradients,
+        )
     graph = tf.compat.v1.get_default_graph()
     if not compiled_by_xla() and any(map(writes_where_it_reads, operations(graph))):
         raise arguments.wrong_twice("max_pool of stride 1 with padding SAME")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from reference import arguments
-from torch_compile.private import cache_dir, fresh_cache, functorch_config, pytree
+from torch_compile.primitive import lowered
+from torch_compile.private import cache_dir, fresh_cache, functorch_config, lowerings, pytree, while_loop_op
 
 BACKEND = "inductor"  # what compiles; the tests also use a quicker one
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where arrays are made, as in JAX and TensorFlow
@@ -45,8 +46,9 @@ def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable
 
 
 def set_back() -> None:
-    """Set back what a gradient of a stack has set in this thread (primitive.py says why)."""
+    """Set back what a compiled stack has set, the first in this thread alone (primitive.py says why)."""
     functorch_config.donated_buffer = True
+    lowerings[while_loop_op] = lowered
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from torch_compile.private import (
     FakeTensorMode,
     FunctionalTensorMode,
     HigherOrderOperator,
+    IRNode,
     LazyVariableTracker,
     ModeKey,
     ProxyTorchDispatchMode,
@@ -36,7 +37,9 @@ from torch_compile.private import (
     first_slice_copy,
     functorch_config,
     get_dispatch_mode,
+    inductor,
     inlined,
+    lowerings,
     make_attr,
     pop_mode,
     redirect_to_mode,
@@ -232,10 +235,23 @@ def let_inductor_count() -> None:
     DataDependentOutputException. The setting that would allow it for the whole process,
     torch._dynamo.config.capture_scalar_outputs, also changes where a user's own code breaks graphs."""
     donate_nothing()
+    lowerings[while_loop_op] = anywhere
     context = TracingContext.try_get()
     shapes = context.fake_mode.shape_env if context and context.fake_mode else None
     if shapes is not None:
         shapes.settings = dataclasses.replace(shapes.settings, allow_scalar_outputs=True)
+
+
+lowered = lowerings[while_loop_op]
+
+
+def anywhere(*args: Any, **options: Any) -> Any:
+    """The loop as Inductor has it, whose results may lie anywhere in memory: it asserts that they lie at multiples of
+    16 bytes, and a carry that is also part of a concatenation does not."""
+    results = lowered(*args, **options)
+    arrays = [a for a in results if isinstance(a, IRNode) and a.get_device_or_error().type == "cpu"]
+    inductor.graph.unaligned_buffers.update(a.get_name() for a in arrays)
+    return results
 
 
 def donate_nothing() -> None:

@@ -51,8 +51,11 @@ with names_of("torch"):
     from torch._inductor import config as inductor_config
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.ir import IRNode
+    from torch._inductor.lowering import lowerings
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch._inductor.utils import fresh_cache
+    from torch._inductor.virtualized import V as inductor
     from torch._ops import HigherOrderOperator
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch._subclasses.functional_tensor import FunctionalTensorMode, PythonFunctionalizeAPI, dispatch_functionalize

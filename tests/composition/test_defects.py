@@ -23,8 +23,8 @@ CASE = cases.case("orthogonal_3x7", "float32")
 EXPECTED = apply_layers_vjp(CASE.weights, CASE.x, np.ones_like(CASE.x))[2]
 
 
-def raw(reason):
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+def raw(reason, raises=AssertionError):
+    return pytest.mark.xfail(strict=True, raises=raises, reason=reason)
 
 
 # torch 2.13, Inductor: a broadcast cotangent.
@@ -196,6 +196,43 @@ def test_a_hessian_product_that_would_be_wrong_is_refused(name, compiled):
         (torch.compile(run, backend="eager") if compiled else run)(w, x)
 
 
+# torch 2.13, Inductor: a carry that is a piece of a concatenation, 24 bytes from where that begins.
+
+
+def piece(c):
+    import torch
+
+    return torch.cat([torch.tanh(c), torch.sin(c)])[3:]
+
+
+def sin_of_sin_compiled(stack):
+    """`stack(x)` of two layers `piece`, and its gradient, compiled as users do; beside what they are."""
+    torch_compile, x = loaded("torch_compile"), np.array([1.0, 2.0, 3.0])
+    torch = importlib.import_module("torch")
+    torch._dynamo.reset()
+    given = torch_compile.from_numpy(x).requires_grad_()
+    y = torch.compile(stack)(given)
+    np.testing.assert_allclose(y.detach(), np.sin(np.sin(x)), rtol=1e-14)
+    y.sum().backward()
+    np.testing.assert_allclose(given.grad, np.cos(np.sin(x)) * np.cos(x), rtol=1e-14)
+
+
+def test_a_carry_that_is_a_piece():
+    torch_compile, nothing = loaded("torch_compile"), importlib.import_module("torch").zeros(2, 0)
+    sin_of_sin_compiled(lambda x: torch_compile.scan_layers(lambda c, _: (piece(c), None), nothing, x)[0])
+
+
+@raw("torch 2.13: Inductor asserts that a carry begins at a multiple of 16 bytes, and puts it elsewhere")
+def test_a_carry_that_is_a_piece_by_the_operator_itself(monkeypatch):
+    primitive = importlib.import_module("torch_compile.primitive")
+    monkeypatch.setitem(primitive.lowerings, primitive.while_loop_op, primitive.lowered)
+    import torch
+
+    goes_on, step = (lambda i, _: i < 2), (lambda i, c: (i + 1, piece(c)))
+    with torch.no_grad():
+        torch.compile(lambda x: torch.while_loop(goes_on, step, (torch.tensor(0), x))[1])(torch.ones(3).double())
+
+
 # TensorFlow 2.21: forward mode of a max pool.
 
 
@@ -261,6 +298,55 @@ def test_second_derivatives_of_a_max_pool_are_refused_where_they_are_wrong(form,
     np.testing.assert_array_equal(tf.function(jvp, jit_compile=True, autograph=False)(), [[20, 10, 10]])
     with pytest.raises(TypeError, match="layer: expected operations whose second derivative is right, got max_pool of"):
         jvp()
+
+
+# TensorFlow 2.21, XLA: the second derivative of a slice.
+
+
+def halves(how):
+    """(a, b) -> (b * b, a): of half the squares of that the gradient is (a, 2 b^3), the Hessian (1, 6 b^2)."""
+    import tensorflow as tf
+
+    def layer(c, _):
+        a, b = tf.split(c, 2) if how == "split" else (tf.slice(c, [0], [2]), tf.slice(c, [2], [2]))
+        return tf.concat([b * b, a], 0), None
+
+    return layer, lambda carry, _: tf.reduce_sum(carry * carry) / 2
+
+
+@pytest.mark.parametrize("how", ["split", "slice"])
+def test_a_hessian_product_of_slices_under_xla(how):
+    import tensorflow as tf
+
+    (layer, loss), hvp_layers = halves(how), loaded("tf_while").hvp_layers
+    c, nothing = tf.constant([1.0, 2.0, 3.0, 4.0]), tf.zeros((1, 0))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def hvp(c):
+        return hvp_layers(layer, loss, nothing, c, tangents=(None, tf.ones_like(c), None))
+
+    (_, gradient, _), (_, product, _) = hvp(c)
+    np.testing.assert_allclose(gradient, [1, 2, 2 * 27, 2 * 64])
+    np.testing.assert_allclose(product, [1, 1, 6 * 9, 6 * 16])
+
+
+@raw("tensorflow 2.21: the gradient of a slice under XLA has none", raises=LookupError)
+def test_a_hessian_product_of_slices_by_tapes():
+    import tensorflow as tf
+
+    layer, loss = halves("slice")
+
+    @tf.function(jit_compile=True, autograph=False)
+    def hvp(c):
+        with tf.GradientTape() as outer:
+            outer.watch(c)
+            with tf.GradientTape() as inner:
+                inner.watch(c)
+                y = loss(*layer(c, None))
+            gradient = inner.gradient(y, c)
+        return outer.gradient(gradient, c)
+
+    hvp(tf.constant([1.0, 2.0, 3.0, 4.0]))
 
 
 # TensorFlow 2.21: recomputation that loses the gradient of the weights.
