@@ -41,6 +41,7 @@ from torch_compile.private import (
     inlined,
     lowerings,
     make_attr,
+    memory_of,
     pop_mode,
     redirect_to_mode,
     speculate_subgraph,
@@ -245,13 +246,32 @@ def let_inductor_count() -> None:
 lowered = lowerings[while_loop_op]
 
 
-def anywhere(*args: Any, **options: Any) -> Any:
+def anywhere(goes_on: Any, body: Any, *args: Any, **options: Any) -> Any:
     """The loop as Inductor has it, whose results may lie anywhere in memory: it asserts that they lie at multiples of
     16 bytes, and a carry that is also part of a concatenation does not."""
-    results = lowered(*args, **options)
+    apart(body.graph_module)
+    results = lowered(goes_on, body, *args, **options)
     arrays = [a for a in results if isinstance(a, IRNode) and a.get_device_or_error().type == "cpu"]
     inductor.graph.unaligned_buffers.update(a.get_name() for a in arrays)
     return results
+
+
+def apart(body: torch.fx.GraphModule) -> None:
+    """Let no two results of a loop's body be one array, as equal carries become: the C++ of Inductor hands each over
+    once, and reads the second from nowhere, which ends the process."""
+    output, memories = body.graph.output_node(), set()
+    results = list(output.args[0])  # type: ignore[arg-type]
+    for place, result in enumerate(results):
+        array = result.meta.get("val") if isinstance(result, torch.fx.Node) else None
+        if isinstance(array, torch.Tensor) and memory_of(array) in memories:
+            array = array.clone()
+            with body.graph.inserting_before(output):
+                results[place] = body.graph.call_function(torch.ops.aten.clone.default, (result,))
+            results[place].meta["val"] = array
+        if isinstance(array, torch.Tensor):
+            memories.add(memory_of(array))
+    output.args = (tuple(results),)
+    body.recompile()
 
 
 def donate_nothing() -> None:

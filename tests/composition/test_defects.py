@@ -6,6 +6,8 @@ A raw one is a strict xfail, so that a fix upstream is noticed.
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -231,6 +233,39 @@ def test_a_carry_that_is_a_piece_by_the_operator_itself(monkeypatch):
     goes_on, step = (lambda i, _: i < 2), (lambda i, c: (i + 1, piece(c)))
     with torch.no_grad():
         torch.compile(lambda x: torch.while_loop(goes_on, step, (torch.tensor(0), x))[1])(torch.ones(3).double())
+
+
+# torch 2.13, Inductor's C++: carries that are equal, or whose cotangents are.
+
+
+def test_equal_carries_and_cotangents():
+    """(a, b) -> (s, s) with s = (a + b) * w, twice: 2 (a + b) w v. What goes wrong here ends the process."""
+    torch_compile = loaded("torch_compile")
+    w, a, b = map(torch_compile.from_numpy, (np.array([[2.0], [3.0]]), np.array([1.0]), np.array([4.0])))
+
+    def layer(carry, w):
+        both = (carry[0] + carry[1]) * w
+        return (both, both), None
+
+    assert [float(y) for y in torch_compile.scan_layers(layer, w, (a, b))[0]] == [60, 60]
+    (_, (dw, (da, db), _)) = torch_compile.vjp_layers(layer, w, (a, b), cotangents=((a, 0 * a), None))
+    assert (dw.flatten().tolist(), float(da), float(db)) == ([30, 20], 12, 12)
+
+
+RETURNS_ONE_ARRAY_TWICE = """
+import torch
+goes_on, step = (lambda i, a, b: i < 2), (lambda i, a, b: (i + 1, (s := a + b).clone(), s.clone()))
+run = lambda x: torch.while_loop(goes_on, step, (torch.tensor(0), x, 2 * x))[1]
+with torch.no_grad():
+    print(torch.compile(run, options={"cpp_wrapper": True})(torch.ones(3)))
+"""
+
+
+@pytest.mark.thorough
+@raw("torch 2.13: Inductor's C++ hands over the one result of a body twice, the second time from nowhere")
+def test_equal_carries_by_the_operator_itself():
+    loaded("torch_compile")
+    assert subprocess.run([sys.executable, "-c", RETURNS_ONE_ARRAY_TWICE], capture_output=True).returncode == 0
 
 
 # TensorFlow 2.21: forward mode of a max pool.
