@@ -58,6 +58,7 @@ def differentiated(layer: Any, carry: Arrays, stacked: Arrays, closed: Any, rema
         with torch.no_grad():
             like = layer(*given)
         seeds = [torch.zeros_like(a) for a in like if a.is_floating_point()]
+        remat = remat or not seeds  # torch's partitioner takes no graph without cotangents
         joint = _joint(layer, given, wanted, seeds)
         forwards = _functional(layer, given) if remat else None
     if forwards is not None:

@@ -63,6 +63,15 @@ def test_the_twin(implementation, N, reverse):
     assert_right(implementation, "cell", N, form="unroll_layers", reverse=reverse)
 
 
+def test_a_layer_whose_results_are_integers_has_gradients_of_zero(implementation):
+    inputs = from_numpy(implementation, (np.ones((3, 2)), np.array([1, 2])))
+    (y, ys), (dw, dx, _) = implementation.vjp_layers(
+        lambda carry, w: (carry * 2, carry), *inputs, cotangents=(None, None)
+    )
+    y, ys, dw = to_numpy(implementation, (y, ys, dw))
+    assert (y.tolist(), ys.tolist(), dw.tolist(), dx) == ([8, 16], [[1, 2], [2, 4], [4, 8]], [[0, 0]] * 3, None)
+
+
 ODD = [(0, {}), (1, {}), (5, {}), (5, {"reverse": True, "remat": 2}), (5, {"unroll": 2}), (0, {"unroll": 2})]
 
 
