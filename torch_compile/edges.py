@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from reference import arguments
-from torch_compile.primitive import lowered
-from torch_compile.private import cache_dir, fresh_cache, functorch_config, lowerings, pytree, while_loop_op
+from torch_compile.primitive import as_inductor_has_them
+from torch_compile.private import cache_dir, fresh_cache, functorch_config, lowerings, pytree
 
 BACKEND = "inductor"  # what compiles; the tests also use a quicker one
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where arrays are made, as in JAX and TensorFlow
@@ -48,7 +48,7 @@ def compile_with(options: dict[str, Any], apply: Callable[..., Any]) -> Callable
 def set_back() -> None:
     """Set back what a compiled stack has set, the first in this thread alone (primitive.py says why)."""
     functorch_config.donated_buffer = True
-    lowerings[while_loop_op] = lowered
+    lowerings.update(as_inductor_has_them)
 
 
 @contextlib.contextmanager

@@ -28,10 +28,12 @@ from torch_compile.private import (
     ModeKey,
     ProxyTorchDispatchMode,
     PythonFunctionalizeAPI,
+    Subgraph,
     TorchHigherOrderOperatorVariable,
     TracingContext,
     below_autograd,
     call_and_unflatten,
+    cond_op,
     discard_graph_changes,
     dynamo,
     first_slice_copy,
@@ -236,30 +238,35 @@ def let_inductor_count() -> None:
     DataDependentOutputException. The setting that would allow it for the whole process,
     torch._dynamo.config.capture_scalar_outputs, also changes where a user's own code breaks graphs."""
     donate_nothing()
-    lowerings[while_loop_op] = anywhere
+    lowerings.update(mended)
     context = TracingContext.try_get()
     shapes = context.fake_mode.shape_env if context and context.fake_mode else None
     if shapes is not None:
         shapes.settings = dataclasses.replace(shapes.settings, allow_scalar_outputs=True)
 
 
-lowered = lowerings[while_loop_op]
+def _mended(lowered: Callable[..., Any]) -> Callable[..., Any]:
+    """A loop, or a branch in a layer, as Inductor lowers it, whose results may lie anywhere in memory: it asserts that
+    they lie at multiples of 16 bytes, and a carry that is also part of a concatenation does not."""
+
+    def lower(*args: Any, **options: Any) -> Any:
+        for part in args:
+            if isinstance(part, Subgraph):
+                _set_apart(part.graph_module)
+        results = lowered(*args, **options)
+        arrays = [a for a in results if isinstance(a, IRNode) and a.get_device_or_error().type == "cpu"]
+        inductor.graph.unaligned_buffers.update(a.get_name() for a in arrays)
+        return results
+
+    return lower
 
 
-def anywhere(goes_on: Any, body: Any, *args: Any, **options: Any) -> Any:
-    """The loop as Inductor has it, whose results may lie anywhere in memory: it asserts that they lie at multiples of
-    16 bytes, and a carry that is also part of a concatenation does not."""
-    apart(body.graph_module)
-    results = lowered(goes_on, body, *args, **options)
-    arrays = [a for a in results if isinstance(a, IRNode) and a.get_device_or_error().type == "cpu"]
-    inductor.graph.unaligned_buffers.update(a.get_name() for a in arrays)
-    return results
-
-
-def apart(body: torch.fx.GraphModule) -> None:
-    """Let no two results of a loop's body be one array, as equal carries become: the C++ of Inductor hands each over
-    once, and reads the second from nowhere, which ends the process."""
+def _set_apart(body: torch.fx.GraphModule) -> None:
+    """Let no two of its results be one array, as equal carries become: the C++ of Inductor hands each over once, and
+    reads the second from nowhere, which ends the process."""
     output, memories = body.graph.output_node(), set()
+    if isinstance(output.args[0], torch.fx.Node):  # a condition
+        return
     results = list(output.args[0])  # type: ignore[arg-type]
     for place, result in enumerate(results):
         array = result.meta.get("val") if isinstance(result, torch.fx.Node) else None
@@ -272,6 +279,10 @@ def apart(body: torch.fx.GraphModule) -> None:
             memories.add(memory_of(array))
     output.args = (tuple(results),)
     body.recompile()
+
+
+as_inductor_has_them: dict[Any, Any] = {operator: lowerings[operator] for operator in (while_loop_op, cond_op)}
+mended: dict[Any, Any] = {operator: _mended(lowered) for operator, lowered in as_inductor_has_them.items()}
 
 
 def donate_nothing() -> None:

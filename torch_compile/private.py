@@ -38,6 +38,7 @@ with names_of("torch"):
     from torch._functorch import config as functorch_config
     from torch._functorch.partitioners import CheckpointPolicy, min_cut_rematerialization_partition
     from torch._guards import TracingContext, active_fake_mode
+    from torch._higher_order_ops.cond import cond_op
     from torch._higher_order_ops.partitioner import HopJointGraph
     from torch._higher_order_ops.scan import scan
     from torch._higher_order_ops.utils import (
@@ -51,7 +52,7 @@ with names_of("torch"):
     from torch._inductor import config as inductor_config
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-    from torch._inductor.ir import IRNode
+    from torch._inductor.ir import IRNode, Subgraph
     from torch._inductor.lowering import lowerings
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch._inductor.utils import fresh_cache

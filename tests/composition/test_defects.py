@@ -227,7 +227,8 @@ def test_a_carry_that_is_a_piece():
 @raw("torch 2.13: Inductor asserts that a carry begins at a multiple of 16 bytes, and puts it elsewhere")
 def test_a_carry_that_is_a_piece_by_the_operator_itself(monkeypatch):
     primitive = importlib.import_module("torch_compile.primitive")
-    monkeypatch.setitem(primitive.lowerings, primitive.while_loop_op, primitive.lowered)
+    for operator, lowered in primitive.as_inductor_has_them.items():
+        monkeypatch.setitem(primitive.lowerings, operator, lowered)
     import torch
 
     goes_on, step = (lambda i, _: i < 2), (lambda i, c: (i + 1, piece(c)))
@@ -250,6 +251,20 @@ def test_equal_carries_and_cotangents():
     assert [float(y) for y in torch_compile.scan_layers(layer, w, (a, b))[0]] == [60, 60]
     (_, (dw, (da, db), _)) = torch_compile.vjp_layers(layer, w, (a, b), cotangents=((a, 0 * a), None))
     assert (dw.flatten().tolist(), float(da), float(db)) == ([30, 20], 12, 12)
+
+
+def test_equal_results_of_a_branch():
+    torch_compile, torch = loaded("torch_compile"), importlib.import_module("torch")
+    w, a = torch_compile.from_numpy(np.array([[2.0], [3.0]])), torch_compile.from_numpy(np.array([5.0]))
+
+    def twice(a, w):
+        product = a * w
+        return product.clone(), product.clone()
+
+    def layer(carry, w):
+        return tuple(torch.cond(carry[1].sum() > 0, twice, twice, (carry[0], w))), None
+
+    assert [float(y) for y in torch_compile.scan_layers(layer, w, (a, a))[0]] == [30, 30]
 
 
 RETURNS_ONE_ARRAY_TWICE = """
