@@ -236,6 +236,20 @@ def test_a_carry_that_is_a_piece_by_the_operator_itself(monkeypatch):
         torch.compile(lambda x: torch.while_loop(goes_on, step, (torch.tensor(0), x))[1])(torch.ones(3).double())
 
 
+def test_what_a_compiled_stack_sets_is_set_back():
+    torch_compile, primitive = loaded("torch_compile"), importlib.import_module("torch_compile.primitive")
+    config = importlib.import_module("torch")._functorch.config
+    primitive.let_inductor_count()
+    assert (config.donated_buffer, primitive.lowerings[primitive.while_loop_op]) == (
+        False,
+        primitive.mended[primitive.while_loop_op],
+    )
+    torch_compile.set_back()
+    assert config.donated_buffer
+    for operator, lowered in primitive.as_inductor_has_them.items():
+        assert primitive.lowerings[operator] is lowered
+
+
 # torch 2.13, Inductor's C++: carries that are equal, or whose cotangents are.
 
 

@@ -165,9 +165,10 @@ RUN = "import runpy\nrunpy.run_module('implementations.devices.worker', run_name
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_and_depth(name):
-    """From two steps of three layers on, and two layers a stage: fewer are a smaller program."""
+    """4 alone: less than two steps of three layers, or two layers a stage, is a smaller program."""
     loaded(name)
-    assert broken_on_devices(on_devices(name, 4, (8, 16, 64), (*WAYS, PIPELINE), timeout=1800)) == []
+    for depths in (4,), (8, 16, 64):
+        assert broken_on_devices(on_devices(name, 4, depths, (*WAYS, PIPELINE), timeout=1800)) == []
 
 
 @pytest.mark.thorough
