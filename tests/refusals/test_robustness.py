@@ -376,7 +376,7 @@ def test_a_missing_compiler_is_named(monkeypatch):
 @pytest.mark.torch_backend("aot_eager")
 @both_forms
 def test_torch_parameters_receive_their_gradient(form):
-    """By `.backward()` of a sum. Under Inductor, where the operator's own gradient is wrong: test_defects.py."""
+    """By `.backward()` of a sum. Under Inductor, where the operator's own gradient is wrong: test_torch_defects.py."""
     implementation = loaded("torch_compile")
     import torch
 
