@@ -44,7 +44,7 @@ def mlp(carry: jax.Array, params: dict[str, Any], *, enter: Hook = same, leave: 
     shapes.check(as_leaf, "mlp", carry, params)
     h = enter(_layer_norm(carry, params["norm"], EPS))  # [..., d]
     h = jnp.matmul(h, params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [..., f]
-    h = jax.nn.gelu(wide(h), approximate=True).astype(h.dtype)  # the tanh form
+    h = _activation(lambda h: jax.nn.gelu(wide(h), approximate=True).astype(h.dtype), h)  # the tanh form
     h = leave(jnp.matmul(h, params["down"]["w"], precision=HIGHEST)) + params["down"]["bias"]  # [..., d]
     return carry + h, None
 
@@ -65,7 +65,7 @@ def transformer_encoder(
     a = attend(q, (k, v, mask[:, None, None, None, :]))  # [B, T, h, e]
     x = _layer_norm(x + leave(_merge(a, params["out"]["w"])) + params["out"]["bias"], params["norm1"], EPS_BERT)
     h = jnp.matmul(enter(x), params["up"]["w"], precision=HIGHEST) + params["up"]["bias"]  # [B, T, f]
-    h = jax.nn.gelu(wide(h), approximate=False).astype(h.dtype)  # the exact form
+    h = _activation(lambda h: jax.nn.gelu(wide(h), approximate=False).astype(h.dtype), h)  # the exact form
     h = leave(jnp.matmul(h, params["down"]["w"], precision=HIGHEST)) + params["down"]["bias"]  # [B, T, d]
     return {"x": _layer_norm(x + h, params["norm2"], EPS_BERT), "mask": mask}, None
 
@@ -154,7 +154,7 @@ def finish(x: jax.Array, params: dict[str, Any], a: jax.Array, enter: Hook = sam
     x = x + leave(_merge(a, params["out"]["w"]))  # [B, T, d]
     n = enter(rms_norm(x, params["norm2"]))
     gate, up = (jnp.matmul(n, params[name]["w"], precision=HIGHEST) for name in ("gate", "up"))  # [B, T, f]
-    return x + leave(jnp.matmul(jax.nn.silu(gate) * up, params["down"]["w"], precision=HIGHEST))
+    return x + leave(jnp.matmul(_activation(jax.nn.silu, gate) * up, params["down"]["w"], precision=HIGHEST))
 
 
 def causal(of: jax.Array, sees: jax.Array, window: jax.Array | None = None) -> jax.Array:
@@ -209,6 +209,12 @@ def _product(w: jax.Array, y: jax.Array) -> jax.Array:
 def _product_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (w, y), (tw, ty) = primals, tangents
     return _product(w, y), jnp.matmul(w, ty, precision=HIGHEST) + jnp.matmul(tw, y, precision=HIGHEST)
+
+
+def _activation(function: Hook, x: jax.Array) -> jax.Array:
+    """function(x), of which a derivative keeps x alone. A scan would keep something of each step within, four or five
+    arrays of that size; in the unrolled twin XLA sees both ends, and makes them again where it reads them."""
+    return jax.checkpoint(lambda x: function(x), prevent_cse=False)(x)
 
 
 def _layer_norm(x: jax.Array, params: dict[str, jax.Array], eps: float) -> jax.Array:

@@ -5,8 +5,8 @@
 
 What the gradient's graph captures of the layer's graph is kept by the loop forwards, so that no layer runs twice. What
 is at hand anyway is read again instead: slices of the stack, what the layer closes over, a cast or another view of
-either, and what depends on neither carry nor slices, as a causal mask does. Under XLA a product or a sum of what is at
-hand, or kept, is not kept.
+either, and what depends on neither carry nor slices, as a causal mask does. Under XLA what is made element by element
+of what is at hand, or kept, is not kept, and where one array more is needed for it, that one is kept in its place.
 Source: https://www.tensorflow.org/api_docs/python/tf/graph_util/import_graph_def
 """
 
@@ -51,8 +51,10 @@ def captured(traced: Traced) -> Arrays:
 # Operations that cost nothing; those that cost little where their array is at hand; and those that cost nothing under
 # XLA, which makes them where they are read.
 RESHAPES = ("Identity", "Reshape", "ExpandDims", "Squeeze", "StopGradient", "PreventGradient")
-VIEWS = (*RESHAPES, "IdentityN", "Cast", "Bitcast", "Transpose", "StridedSlice", "Shape", "ShapeN", "Size", "Rank")
-FUSED = ("Mul", "AddV2", "Sub", "Neg", "Square", "Maximum", "Minimum", "SelectV2", "Relu", "BroadcastTo")
+PARTS = ("StridedSlice", "Split", "SplitV")
+VIEWS = (*RESHAPES, *PARTS, "IdentityN", "Cast", "Bitcast", "Transpose", "Shape", "ShapeN", "Size", "Rank")
+ARITHMETIC = ("Mul", "AddV2", "Sub", "Neg", "RealDiv", "Square", "Maximum", "Minimum", "SelectV2", "BroadcastTo")
+FUSED = (*ARITHMETIC, "Relu", "Tanh", "Sigmoid", "Exp", "Erf", "Erfc")
 # Costs, but kept of all layers it would be the whole stack on each device.
 GATHER = "CollectiveGatherV2"
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -81,7 +83,7 @@ def keeping(traced: Traced, num_slices: int, num_carry: int) -> Rule | None:
     crosses = [(outer, inner) for outer, inner in reached if _is_of(layer, outer)]
     beyond = [(inner, outer) for outer, inner in reached if not _is_of(layer, outer)]
     crossing, reads = [outer for outer, _ in crosses], _reads(traced, places)
-    kept = _kept(layer, [*carry, *slices], crossing, reads)
+    kept = _kept(layer, carry, slices, crossing, reads)
     again = _part(layer, crossing, [*layer.inputs, *kept, *(read for read, _ in reads)], controls=False)
     kept += [a for a in carry if a.name in again.reads]
     whole = _part(layer, [*new_carry, *ys, *kept], layer.inputs, layer.control_outputs)
@@ -201,22 +203,30 @@ def _reads(traced: Traced, places: dict[int, Any]) -> list[tuple[Any, Any]]:
     return reads
 
 
-def _kept(layer: tf.Graph, moving_inputs: Arrays, crossing: Arrays, reads: list[tuple[Any, Any]]) -> Arrays:
+def _kept(layer: tf.Graph, carry: Arrays, slices: Arrays, crossing: Arrays, reads: list[tuple[Any, Any]]) -> Arrays:
     """What has to be kept so that the arrays in `crossing` can be had again, without the carry itself."""
-    moving, at_hand = {a.op.name for a in moving_inputs}, {a.op.name for a, _ in reads}
-    crosses, cheap = {a.name for a in crossing}, (*VIEWS, GATHER, *(FUSED if compiled_by_xla() else ()))
+    moving, at_hand = {a.op.name for a in (*carry, *slices)}, {a.op.name for a, _ in reads}
+    crosses, fused = {a.name for a in crossing}, FUSED if compiled_by_xla() else ()
     for op in layer.get_operations():
         inputs = {a.op.name for a in op.inputs}
         fixed = not (op.op_def.is_stateful or op.type in BRANCHES or inputs & moving)
         if not fixed and op.name not in at_hand:
             moving.add(op.name)
-        if fixed or (op.type in cheap and all(a.op.name in at_hand or a.name in crosses for a in op.inputs)):
+        is_cheap = op.type in (*VIEWS, GATHER, *fused)
+        if fixed or (is_cheap and all(a.op.name in at_hand or a.name in crosses for a in op.inputs)):
             at_hand.add(op.name)
 
+    def beneath(a: tf.Tensor) -> tf.Tensor | None:
+        """The one array that `a` is made of: no larger than `a`, and maybe that of others too."""
+        others = {x.name: x for x in a.op.inputs if x.op.name not in at_hand or x.name in only_for_this}
+        is_made = a.op.type in (*RESHAPES, *fused) and len(others) == 1
+        return others.popitem()[1] if is_made else None
+
+    only_for_this = {a.name for a in carry} - crosses  # the carry would have to be kept with it
     kept = {}
     for a in crossing:
         if a.op.name not in at_hand:
-            while a.op.type in RESHAPES and at_hand.issuperset(x.op.name for x in a.op.inputs[1:]):
-                a = a.op.inputs[0]
+            while (below := beneath(a)) is not None:
+                a = below
             kept[a.name] = a
     return [*kept.values()]

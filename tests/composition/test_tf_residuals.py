@@ -170,3 +170,27 @@ def test_under_xla_a_product_is_made_again(jit_compile, kept):
         return [tf.sin(h) * tf.cos(h)], []
 
     assert numbers_kept(layer, tf.ones([3, 5]), tf.ones([5]), jit_compile) == [5] * kept
+
+
+def test_under_xla_what_is_made_of_one_array_is_kept_as_that_array():
+    """gelu by hand: its product, of which the two factors and the sum in each of them are made."""
+    loaded("tf_while")
+    import tensorflow as tf
+
+    def layer(carry, slices):
+        (c,), (w,) = carry, slices
+        h = tf.linalg.matvec(w, c, transpose_a=True) + 1.0
+        return [tf.linalg.matvec(w, 0.5 * h * tf.math.erfc(-h / 2.0))], []
+
+    assert numbers_kept(layer, tf.ones([3, 5, 7]), tf.ones([5]), True) == [5, 7]
+    assert numbers_kept(layer, tf.ones([3, 5, 7]), tf.ones([5])) == [5, 7, 7, 7, 7]
+
+
+def test_the_carry_is_not_kept_for_what_is_made_of_it_and_of_another_array():
+    loaded("tf_while")
+    import tensorflow as tf
+
+    def layer(carry, slices):
+        return [tf.square(carry[0] + tf.cumsum(carry[0])) * slices[0]], []
+
+    assert numbers_kept(layer, tf.ones([3]), tf.ones([5]), True) == [5]
