@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from reference import arguments
+from tf_while import convolution
 from tf_while.private import (
     Tensor,
     data_structures,
@@ -46,6 +47,8 @@ def fenced() -> Iterator[None]:
             leave_alone(operation)
         if operation.type == "XlaDynamicUpdateSlice":
             differentiate_by(operation, updated)
+        if compiled_by_xla() and convolution.is_slow_in_a_loop(operation):
+            differentiate_by(operation, convolution.gradient)
         return operation.device
 
     # a device function, because it is the one thing that graphs within this one inherit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.conftest import loaded
@@ -194,3 +196,47 @@ def test_the_carry_is_not_kept_for_what_is_made_of_it_and_of_another_array():
         return [tf.square(carry[0] + tf.cumsum(carry[0])) * slices[0]], []
 
     assert numbers_kept(layer, tf.ones([3]), tf.ones([5]), True) == [5]
+
+
+def convolutions():
+    """Layers (c [2, 6, 5, 3], w [h, w, 3, 3]), the sizes of their kernels, and whether XLA has them in order."""
+    import tensorflow as tf
+
+    def conv(padding, strides=1):
+        return lambda c, w: tf.tanh(tf.nn.conv2d(c, w, strides, padding))
+
+    uneven, much = [[0, 0], [2, 0], [0, 1], [0, 0]], [[0, 0], [4, 4], [4, 4], [0, 0]]
+    return {
+        "SAME": (conv("SAME"), (3, 3), True),
+        "SAME of an even kernel": (conv("SAME"), (4, 2), True),
+        "VALID": (lambda c, w: tf.pad(conv("VALID")(c, w), [[0, 0], [1, 1], [1, 1], [0, 0]]), (3, 3), True),
+        "padded on one side": (conv(uneven), (3, 2), True),
+        "padded by more than the kernel": (lambda c, w: conv(much)(c, w)[:, 3:-3, 3:-3], (3, 3), False),
+        "of stride 2": (lambda c, w: tf.repeat(conv("SAME", [1, 2, 1, 1])(c, w), 2, 1), (3, 3), False),
+    }
+
+
+CONVOLUTIONS = ["SAME", "SAME of an even kernel", "VALID", "padded on one side"]
+CONVOLUTIONS += ["padded by more than the kernel", "of stride 2"]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_gradient_of_a_convolution_is_in_the_order_that_is_fast_in_a_loop(name):
+    """Under XLA, with the gradient of the gradient. Elsewhere TensorFlow has gradients of its own."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    (layer, kernel, is_in_order), draw = convolutions()[name], tf.random.Generator.from_seed(1)
+    w, x = draw.normal([3, *kernel, 3, 3], dtype=tf.float64) / 3, draw.normal([2, 6, 5, 3], dtype=tf.float64)
+
+    def twice(stack, w, x):
+        return gradients(lambda w, x: gradients(lambda w, x: stack(w, x), w, x), w, x)
+
+    def rolled(w, x):
+        return tf_while.scan_layers(lambda c, w: (layer(c, w), None), w, x)[0]
+
+    right = twice(lambda w, x: tf_while.unroll_layers(lambda c, w: (layer(c, w), None), w, x)[0], w, x)
+    assert_near(tf.function(lambda w, x: twice(rolled, w, x), jit_compile=True, autograph=False)(w, x), right)
+    run = tf.function(lambda w, x: gradients(rolled, w, x), jit_compile=True, autograph=False)
+    orders = re.findall(r"dim_labels=(\S+?),", run.experimental_get_compiler_ir(w, x)(stage="optimized_hlo"))
+    assert (set(orders) == {"b01f_01io->b01f"}) == is_in_order

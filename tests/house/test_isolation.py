@@ -40,10 +40,10 @@ FILES = (
     "graph_on_mesh.py",
     "edges.py",
 )
-# What JAX has no need of: the primitive made safe, what is not public, what a derivative keeps; and in torch, what runs
-# layer by layer.
+# What JAX has no need of: the primitive made safe, what is not public, what a derivative keeps; in torch, what runs
+# layer by layer; in TensorFlow, a convolution's gradient.
 BESIDE = {
-    "tf_while": ("mesh_program.py", "parts.py", "primitive.py", "private.py", "residuals.py"),
+    "tf_while": ("convolution.py", "mesh_program.py", "parts.py", "primitive.py", "private.py", "residuals.py"),
     "torch_compile": ("collectives.py", "fallback.py", "primitive.py", "private.py", "residuals.py"),
 }
 # of reference: not the oracle, and no more than what frameworks must agree on

@@ -11,13 +11,15 @@ import functools
 import gc
 import importlib
 import random
+import re
 import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import loaded
+from reference.cases import layer_params
+from tests.conftest import loaded, raw
 
 OPTIONS: list[dict[str, int]] = [
     {},
@@ -317,3 +319,37 @@ def test_the_dense_stack_of_no_layers_without_jit():
     with jax.disable_jit():
         found = loaded("jax_scan").scan_apply_layers(jax.numpy.ones((0, 3, 3)), jax.numpy.arange(3.0))
     assert found.tolist() == [0, 1, 2]
+
+
+# What XLA on the CPU makes of a layer in a loop.
+
+
+def orders_of_convolutions(layer):
+    """Of which axes, in the compiled gradient of three layers, of params {conv1, conv2}, and of x [2, 6, 6, 4]."""
+    jax = importlib.import_module("jax")
+    stack, w = loaded("jax_scan"), jax.numpy.ones((3, 3, 3, 4, 4), "float32")
+    run = jax.jit(jax.grad(lambda w, x: (stack.scan_layers(layer, w, x)[0] ** 2).sum(), (0, 1)))
+    return set(
+        re.findall(r"dim_labels=(\S+?),", run.lower(w, jax.numpy.ones((2, 6, 6, 4), "float32")).compile().as_text())
+    )
+
+
+def test_convolutions_of_a_gradient_in_a_loop_are_in_the_order_that_is_fast():
+    conv = importlib.import_module("jax_scan.layers")._conv
+    assert orders_of_convolutions(lambda c, w: (conv(c, w), None)) == {"b01f_01io->b01f"}
+
+
+@raw("XLA brings convolutions into order outside of loops alone: https://github.com/jax-ml/jax/issues/12868")
+def test_jax_alone_has_others():
+    lax, order = importlib.import_module("jax").lax, ("NHWC", "HWIO", "NHWC")
+    layer = functools.partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=order)
+    assert orders_of_convolutions(lambda c, w: (layer(c, w), None)) == {"b01f_01io->b01f"}
+
+
+def test_an_activation_is_kept_as_its_argument():
+    """Without the value, of which no gradient is asked for here. JAX alone keeps something of each step of gelu."""
+    jax = importlib.import_module("jax")
+    stack = loaded("jax_scan")
+    params = jax.tree.map(jax.numpy.asarray, layer_params("mlp", 0, 3, d=4, f=10))
+    _, pull = jax.vjp(lambda c: stack.scan_layers(stack.LAYERS["mlp"], params, c)[0], jax.numpy.ones((2, 4), "float32"))
+    assert sum(a.shape == (3, 2, 10) for a in jax.tree.leaves(pull)) == 1  # of params the gradient is not asked for

@@ -198,8 +198,8 @@ def test_remat_of_groups_keeps_one_carry_a_group(implementation):
 def test_without_remat_the_residuals_are_kept(implementation):
     """And no copy of the weights, which are 8 carries.
 
-    In TensorFlow the carry, 2 carries before the gelu, and a number for each norm; in torch the carry, the norm, 2 before
-    and 2 after the gelu, and numbers for each norm; in JAX these 4, and 4 of the norm's steps."""
+    In TensorFlow the carry, 2 carries before the gelu, and a number for each norm; in torch the carry, the norm, 2
+    before and 2 after the gelu, and numbers for each norm; in JAX those 4, and 4 of the norm's steps."""
     found = sizes(implementation, "gradient", DEPTHS, memory=True)
     carries = {"jax_scan": 8, "torch_compile": 5, "tf_while": 3}[implementation.__name__]
     low, high = carries * CARRY, (carries + 2) * CARRY
