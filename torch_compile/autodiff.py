@@ -16,11 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch_compile.edges import compile
 from torch_compile.fallback import as_it_stands, check_seen, exported
 from torch_compile.loops import Plan, nothing, scan, scan_vjp, unrolled
-from torch_compile.primitive import Arrays, joined, layers, let_inductor_count, lowered_by, owned, split
+from torch_compile.primitive import Arrays, Shapes, joined, layers, let_inductor_count, lowered_by, split
 from torch_compile.private import (
     active_fake_mode,
     below_autograd,
-    first_slice_copy,
     get_proxy_mode,
     in_functorch,
     pytree,
@@ -84,8 +83,7 @@ def differentiable(plan: Plan, stacked: Arrays, init: Arrays) -> tuple[Arrays, A
 def _lowered(layer: Any, carry: Any, stacked: Any, closed: Any, reverse: bool, unroll: int, remat: int) -> Any:
     """(carry, ys) of a stack where a program is lowered, in loops that have a derivative if one may be asked for."""
     if get_proxy_mode() is None and active_fake_mode() is not None:  # only shapes are asked for
-        new_carry, y = split(layer(*owned(carry), *map(first_slice_copy, stacked), *closed), len(carry))
-        return [*owned(new_carry), *(a.expand(stacked[0].shape[0], *a.shape).clone() for a in y)]
+        return Shapes.apply(layer, (len(carry), len(stacked)), *carry, *stacked, *closed)
     if not torch.is_grad_enabled() or not any(map(is_wanted, (*carry, *stacked, *closed))):
         with below_autograd():
             return _without_derivative(layer, carry, stacked, closed, reverse, unroll, remat)

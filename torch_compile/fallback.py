@@ -240,14 +240,17 @@ class _StackVjp(torch.autograd.Function):
 def pullback_of(run: Callable[[Arrays], Any], arrays: Arrays) -> tuple[Any, Callable[[Arrays], Any]]:
     """(results, pullback) of lists of arrays: those of floating point have cotangents and gradients."""
     floats = lambda results: tuple(a for part in results for a in part if a.is_floating_point())  # noqa: E731
+    primals = floats([arrays])
+    if not primals:  # of which torch.func and torch.autograd know no gradient
+        return [[a.detach() for a in part] for part in run(arrays)], lambda given: ()
     if in_functorch():  # where nothing may be told to require a gradient
 
         def moved(*values: torch.Tensor) -> tuple[Any, Any]:
             results = run(with_floats(arrays, values))
-            return floats(results), results
+            return floats(results) or values[:1], results
 
-        _, by_func, results = torch.func.vjp(moved, *floats([arrays]), has_aux=True)  # type: ignore[misc]
-        return results, lambda given: by_func(tuple(given))
+        _, by_func, results = torch.func.vjp(moved, *primals, has_aux=True)  # type: ignore[misc]
+        return results, lambda given: by_func(tuple(given) or (torch.zeros_like(primals[0]),))
     leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in arrays]
     with torch.enable_grad():
         results = run(leaves)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from torch_compile.private import (
     CachedMode,
@@ -196,6 +197,25 @@ def lowered_by(above: Callable[..., Any], below: Callable[..., Any]) -> None:
     for around in (CachingMode, CachedMode):  # torch.utils.checkpoint around a stack
         redirect_to_mode(layers, around)
         redirect_to_mode(while_loop_op, around)
+
+
+class Shapes(torch.autograd.Function):
+    """(carry, stacked, closed) -> (carry, ys) as far as shapes go, by one layer. It says that all results depend on all
+    arrays and that all gradients are new: of one layer torch would see what may be otherwise of N, and go by it."""
+
+    @staticmethod
+    def forward(ctx, layer, counts, *arrays):
+        carry, stacked, closed = split(arrays, *counts)
+        new_carry, y = split(layer(*owned(carry), *map(first_slice_copy, stacked), *closed), len(carry))
+        results = [*owned(new_carry), *(a.expand(stacked[0].shape[0], *a.shape).clone() for a in y)]
+        ctx.given = arrays
+        ctx.mark_non_differentiable(*(a for a in results if not a.is_floating_point()))
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *cotangents):
+        return None, None, *(torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in ctx.given)
 
 
 class _Variable(TorchHigherOrderOperatorVariable):

@@ -79,9 +79,11 @@ def hvp_layers(
         primals = tuple(a for a in arrays if a.is_floating_point())
         moved = tuple(t for t in trees.flatten_like(structure, (tcarry, tys)) if t is not None)
         run = lambda values: loss(*trees.unflatten(structure, with_floats(arrays, values)))  # noqa: E731
-        # A Hessian is symmetric. By forward mode, `loss / 2` ends a compiled process: its zeros have no memory.
-        gradient, pullback = torch.func.vjp(torch.func.grad(run), primals)  # type: ignore[misc]
-        ahead = *pullback(moved), gradient
+        ahead: Any = (), ()
+        if primals:
+            # A Hessian is symmetric. By forward mode, `loss / 2` ends a compiled process: its zeros have no memory.
+            gradient, pullback = torch.func.vjp(torch.func.grad(run), primals)  # type: ignore[misc]
+            ahead = *pullback(moved), gradient
         (dcarry, dys), (dtcarry, dtys) = (trees.unflatten(structure, trees.nones(arrays, values)) for values in ahead)
         return (dcarry, dtcarry), (dys, dtys)
 
@@ -168,13 +170,19 @@ def pushforward(step: Step, num_carries: int, num_slices: int) -> Step:
         primals, tangents = [*carry[:num_carries], *slices[:num_slices]], [*carry[num_carries:], *slices[num_slices:]]
 
         def run(*values: torch.Tensor) -> tuple[Any, Any]:
-            arrays = with_floats(primals, [value.view_as(value) for value in values])
+            values = tuple(value.view_as(value) for value in values)
+            arrays = with_floats(primals, values)
             outputs = step(arrays[:num_carries], arrays[num_carries:])
-            return tuple(tuple(a for a in part if a.is_floating_point()) for part in outputs), outputs
+            of_floats = (tuple(a for a in part if a.is_floating_point()) for part in outputs)
+            return (*of_floats, values[:1]), outputs  # one at least, as torch.func wants it
 
         floats = tuple(a for a in primals if a.is_floating_point())
+        if not floats:
+            new_carry, y = step(carry, slices)
+            still = ([torch.zeros_like(a) for a in part if a.is_floating_point()] for part in (new_carry, y))
+            return [*new_carry, *next(still)], [*y, *next(still)]
         with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
-            _, (tcarry, ty), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
+            _, (tcarry, ty, _), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
         return [*new_carry, *tcarry], [*y, *ty]
 
     return moved

@@ -332,3 +332,30 @@ def test_reverse_mode_is_the_transpose_of_forward_mode(implementation, options):
     scale = sum(abs(a * b).sum() for a, b in zip(flat(tangents), flat(to_numpy(implementation, pulled)), strict=True))
     assert abs(left - right) <= 1e-14 * scale
     assert scale > 1
+
+
+@pytest.mark.torch_backend("aot_eager")
+@pytest.mark.parametrize("params", ["integers", "numbers that reach nothing"])
+def test_what_has_no_derivative(implementation, params):
+    """A carry of integers, with params of integers or with such that no result depends on: None, or zeros."""
+    stack, has_one = implementation, params != "integers"
+    draw = np.float32 if has_one else np.int32
+    w, x, batch = (
+        stack.from_numpy(a) for a in (np.ones((3, 2), draw), np.array([1, 2], np.int32), np.ones((2, 2), np.int32))
+    )
+
+    def layer(c, p):
+        return c + 1, c * 2
+
+    def loss(carry, ys):
+        return (w if has_one else stack.from_numpy(np.ones((3, 2), np.float32)))[0, 0]
+
+    (carry, _), grads = stack.vjp_layers(layer, w, x, cotangents=(None, None))
+    assert stack.to_numpy(carry).tolist() == [4, 5]
+    found = [grads, *stack.hvp_layers(layer, loss, w, x, tangents=(None, None, None))]
+    found += [stack.vmap_vjp_layers(layer, w, batch, cotangents=(None, None))[1]]
+    for dparams, dx, dxs in found:
+        assert dx is None
+        assert dxs is None
+        assert not stack.to_numpy(dparams).any() if has_one else dparams is None
+    assert stack.jvp_layers(layer, w, x, tangents=(None, None, None))[1] == (None, None)
