@@ -179,8 +179,8 @@ def pushforward(step: Step, num_carries: int, num_slices: int) -> Step:
         floats = tuple(a for a in primals if a.is_floating_point())
         if not floats:
             new_carry, y = step(carry, slices)
-            still = ([torch.zeros_like(a) for a in part if a.is_floating_point()] for part in (new_carry, y))
-            return [*new_carry, *next(still)], [*y, *next(still)]
+            tcarry, ty = ([torch.zeros_like(a) for a in part if a.is_floating_point()] for part in (new_carry, y))
+            return [*new_carry, *tcarry], [*y, *ty]
         with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
             _, (tcarry, ty, _), (new_carry, y) = torch.func.jvp(run, floats, tuple(tangents), has_aux=True)  # type: ignore[misc]
         return [*new_carry, *tcarry], [*y, *ty]
