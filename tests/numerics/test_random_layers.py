@@ -89,7 +89,7 @@ def test_a_random_layer_is_the_same_in_every_form(form, request):
     equal()
 
 
-def check_gradients(implementation, drawn):
+def check_gradients(implementation, drawn, wrap=lambda function: function):
     inputs = drawn.arrays()
     right = by_numpy(drawn)
     rng = np.random.default_rng(drawn.seed)
@@ -98,12 +98,12 @@ def check_gradients(implementation, drawn):
     unroll = partial(implementation.unroll_layers, layer, reverse=drawn.reverse)
     _, twins = pullback(implementation, unroll, inputs, cotangents)
     assume(all(abs(array).max(initial=0.0) < LARGEST[str(array.dtype)] for array in flat(twins)))
-    outputs, gradients = implementation.vjp_layers(
-        layer,
-        *from_numpy(implementation, inputs),
-        cotangents=from_numpy(implementation, cotangents),
-        reverse=drawn.reverse,
+    run = wrap(
+        lambda inputs, cotangents: implementation.vjp_layers(
+            layer, *inputs, cotangents=cotangents, reverse=drawn.reverse
+        )
     )
+    outputs, gradients = run(from_numpy(implementation, inputs), from_numpy(implementation, cotangents))
     assert_close(f"{drawn}", to_numpy(implementation, outputs), right, 0)
     assert_close(f"gradients, {drawn}", to_numpy(implementation, gradients), twins, 0)
 
@@ -117,5 +117,22 @@ def test_the_gradient_of_a_random_layer_is_its_twins(name, request):
     @given(random_layers(dtypes=("float32", "float32", "float64", "int32")))
     def equal(drawn):
         check_gradients(implementation, drawn)
+
+    equal()
+
+
+@pytest.mark.thorough
+def test_the_gradient_in_a_users_program_of_torch_is_too(request):
+    """Without what a C++ compiler builds: it is what AOTAutograd takes for granted that goes wrong."""
+    implementation = loaded("torch_compile")
+
+    def compiled(function):
+        _torch()._dynamo.reset()
+        return _torch().compile(function, backend="aot_eager")
+
+    @bounded((0, 100), request.config)
+    @given(random_layers(dtypes=("float32", "float32", "float64", "int32")))
+    def equal(drawn):
+        check_gradients(implementation, drawn, compiled)
 
     equal()
