@@ -47,7 +47,7 @@ def fenced() -> Iterator[None]:
             leave_alone(operation)
         if operation.type == "XlaDynamicUpdateSlice":
             differentiate_by(operation, updated)
-        if compiled_by_xla() and convolution.is_slow_in_a_loop(operation):
+        if convolution.is_slow_in_a_loop(operation) and compiled_by_xla():
             differentiate_by(operation, convolution.gradient)
         return operation.device
 

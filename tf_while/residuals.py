@@ -207,22 +207,22 @@ def _kept(layer: tf.Graph, carry: Arrays, slices: Arrays, crossing: Arrays, read
     """What has to be kept so that the arrays in `crossing` can be had again, without the carry itself."""
     moving, at_hand = {a.op.name for a in (*carry, *slices)}, {a.op.name for a, _ in reads}
     crosses, fused = {a.name for a in crossing}, FUSED if compiled_by_xla() else ()
+    cheap, only_for_this = (*VIEWS, GATHER, *fused), {a.name for a in carry} - crosses
     for op in layer.get_operations():
         inputs = {a.op.name for a in op.inputs}
         fixed = not (op.op_def.is_stateful or op.type in BRANCHES or inputs & moving)
         if not fixed and op.name not in at_hand:
             moving.add(op.name)
-        is_cheap = op.type in (*VIEWS, GATHER, *fused)
-        if fixed or (is_cheap and all(a.op.name in at_hand or a.name in crosses for a in op.inputs)):
+        if fixed or (op.type in cheap and all(a.op.name in at_hand or a.name in crosses for a in op.inputs)):
             at_hand.add(op.name)
 
     def beneath(a: tf.Tensor) -> tf.Tensor | None:
-        """The one array that `a` is made of: no larger than `a`, and maybe that of others too."""
+        """The one array that `a` is made of: no larger than `a`, and maybe that of others too. None if the carry would
+        have to be kept with it."""
         others = {x.name: x for x in a.op.inputs if x.op.name not in at_hand or x.name in only_for_this}
         is_made = a.op.type in (*RESHAPES, *fused) and len(others) == 1
         return others.popitem()[1] if is_made else None
 
-    only_for_this = {a.name for a in carry} - crosses  # the carry would have to be kept with it
     kept = {}
     for a in crossing:
         if a.op.name not in at_hand:

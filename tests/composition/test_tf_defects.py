@@ -129,12 +129,9 @@ def test_a_hessian_product_of_slices_by_tapes():
 # TensorFlow 2.21: recomputation that loses the gradient of the weights.
 
 
-def gradient_of_recomputed(stack):
-    """dw of the sum of 3 layers tanh(carry * w)."""
-    tf_while = loaded("tf_while")
+def gradient_by_weights(stack):
+    """A graph of dw of the sum of stack(w, x), zeros where there is none."""
     import tensorflow as tf
-
-    w, x = tf_while.from_numpy(np.full((3, 4), 0.5)), tf_while.from_numpy(np.arange(4.0))
 
     @tf.function(autograph=False)
     def gradient(w, x):
@@ -143,7 +140,14 @@ def gradient_of_recomputed(stack):
             y = tf.reduce_sum(stack(w, x))
         return tape.gradient(y, w, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    return tf_while.to_numpy(gradient(w, x))
+    return gradient
+
+
+def gradient_of_recomputed(stack):
+    """dw of the sum of 3 layers tanh(carry * w)."""
+    tf_while = loaded("tf_while")
+    w, x = tf_while.from_numpy(np.full((3, 4), 0.5)), tf_while.from_numpy(np.arange(4.0))
+    return tf_while.to_numpy(gradient_by_weights(stack)(w, x))
 
 
 def recomputed_by_hand():
@@ -193,18 +197,8 @@ def test_what_recompute_grad_gives_is_zero():
 def whole_stacks_in_the_backward_loop(stack):
     """How many arrays of the stack's size the backward loop's body makes or carries anew: time N for each layer."""
     tf_while = loaded("tf_while")
-    import tensorflow as tf
-
     w, x = tf_while.from_numpy(np.full((37, 4), 0.5)), tf_while.from_numpy(np.arange(4.0))
-
-    @tf.function(autograph=False)
-    def gradient(w, x):
-        with tf.GradientTape() as tape:
-            tape.watch(w)
-            y = tf.reduce_sum(stack(w, x))
-        return tape.gradient(y, w)
-
-    library = gradient.get_concrete_function(w, x).graph.as_graph_def().library.function
+    library = gradient_by_weights(stack).get_concrete_function(w, x).graph.as_graph_def().library.function
     grows = ("StridedSliceGrad", "ResourceStridedSliceAssign", "AddN")
     bodies = [f for f in library if "body" in f.signature.name]
     return sum(node.op in grows for f in bodies for node in f.node_def)

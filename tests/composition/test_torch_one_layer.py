@@ -71,3 +71,14 @@ def test_the_gradients_of_one_array_by_two_names_are_two(form):
 
     x, y = compiled(form, run)(w)
     assert torch.autograd.grad((5 * x + 7 * y).sum(), w)[0].tolist() == [12, 12]
+
+
+def test_integers_of_parameters_within_a_batch_of_gradients():
+    """`torch.func` wants one result at least that can have a derivative: here there is none, and zeros."""
+    stack = loaded("torch_compile")
+    import torch
+
+    def gradient(p):
+        return stack.vjp_layers(lambda c, p: (c + 1, None), p, torch.tensor([1, 2]), cotangents=(None, None))[1][0]
+
+    assert torch.func.vmap(gradient)(torch.ones(2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]

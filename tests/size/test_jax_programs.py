@@ -334,6 +334,22 @@ def orders_of_convolutions(layer):
     )
 
 
+def test_a_convolution_is_differentiated_alike_on_every_platform(monkeypatch):
+    """Not on the CPU, by JAX's own rules: gradients, tangents, Hessian products, equal because all are integers."""
+    jax = importlib.import_module("jax")
+    conv, draw = importlib.import_module("jax_scan.layers")._conv, np.random.default_rng(0).integers
+    (x, tx), (w, tw) = (jax.numpy.asarray(draw(-3, 4, (2, *s)), "float32") for s in ((2, 5, 6, 3), (3, 3, 3, 4)))
+    gradient = jax.grad(lambda x, w: (conv(x, w) ** 2).sum(), (0, 1))
+
+    def found():
+        return jax.tree.leaves((gradient(x, w), jax.jvp(conv, (x, w), (tx, tw)), jax.jvp(gradient, (x, w), (tx, tw))))
+
+    here = found()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for a, b in zip(found(), here, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_convolutions_of_a_gradient_in_a_loop_are_in_the_order_that_is_fast():
     conv = importlib.import_module("jax_scan.layers")._conv
     assert orders_of_convolutions(lambda c, w: (conv(c, w), None)) == {"b01f_01io->b01f"}
