@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import numpy as jnp
+from jax import lax
 
 from reference import made_of
 
@@ -43,7 +43,7 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **options)
         trees = {name: tree for name, tree in given.items() if name in TREES}
         rest = {name: value for name, value in given.items() if name not in TREES}
-        is_within_a_program = isinstance(jnp.zeros(()), jax.core.Tracer)  # where an operation on constants is staged
+        is_within_a_program = isinstance(lax.iota("int32", 1), jax.core.Tracer)  # there an operation is staged
         if is_within_a_program or jax.config.jax_disable_jit or not _are_arrays(trees):  # type: ignore[attr-defined]
             return function(*args, **options)
         parts = made_of.made_of((function, rest))

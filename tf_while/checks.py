@@ -70,7 +70,9 @@ def one_size(arrays: Arrays, num_layers: int | None) -> Arrays:
     if len(arrays) == 1 or all(a.shape.rank is not None and a.shape[0] is not None for a in arrays):
         return arrays
     sizes = tf.stack([tf.shape(a)[0] for a in arrays])
-    check = tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), ["expected one leading axis of layers, got", sizes])
+    check = tf.debugging.Assert(
+        tf.reduce_all(tf.equal(sizes, sizes[0])), ["expected one leading axis of layers, got", sizes]
+    )
     with tf.control_dependencies([check]):
         arrays = [*map(tf.identity, arrays)]
     for a in arrays:
@@ -84,8 +86,8 @@ def assert_dense_stack(weights: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.
     if None not in sizes:
         return weights, x
     w, v = tf.shape(weights), tf.shape(x)
-    square = (tf.size(w) == 3) & tf.reduce_all(w[1:2] == w[2:3])
-    fits = (tf.size(v) == 1) & tf.reduce_all(v[:1] == w[1:2])
+    square = tf.equal(tf.size(w), 3) & tf.reduce_all(tf.equal(w[1:2], w[2:3]))
+    fits = tf.equal(tf.size(v), 1) & tf.reduce_all(tf.equal(v[:1], w[1:2]))
     checks = [
         tf.debugging.Assert(square, ["weights: expected shape (N, d, d), got", w]),
         tf.debugging.Assert(fits, ["x: expected shape", w[1:2], "got", v]),

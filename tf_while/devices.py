@@ -174,11 +174,11 @@ def pipeline(
         def tick(arriving: Any, t: tf.Tensor) -> tuple[Any, tf.Tensor]:
             m = tf.clip_by_value(t - stage, 0, M - 1)
             first = map_arrays(lambda a: a[m], microbatches)
-            x = tf.nest.map_structure(lambda a, b: tf.where(stage == 0, a, b), first, arriving)
+            x = tf.nest.map_structure(lambda a, b: tf.where(tf.equal(stage, 0), a, b), first, arriving)
             is_busy = (t >= stage) & (t - stage < M)
             # cond, not where: a stage without a microbatch may make NaN of what it has instead
             y = tf.cond(is_busy, lambda: scan_layers(layer, params, x)[0], lambda: map_arrays(tf.identity, x))
-            value = tf.cond(is_busy & (stage == P - 1), lambda: loss(y), lambda: tf.zeros_like(loss(y)))
+            value = tf.cond(is_busy & tf.equal(stage, P - 1), lambda: loss(y), lambda: tf.zeros_like(loss(y)))
             return map_arrays(lambda a: gather(a[None], mesh, name, 0)[tf.maximum(stage - 1, 0)], y), value
 
         arriving = map_arrays(lambda a: tf.zeros_like(a[0]), microbatches)

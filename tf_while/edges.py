@@ -106,9 +106,10 @@ def reading(within: list[tuple[Any, Any]]) -> Iterator[None]:
 # What TensorFlow calls stateful and what may run again all the same: it reads, prints, asserts or runs a function,
 # whose operations are looked at by themselves. What a tf.py_function does in Python is not seen.
 RUNS_AGAIN = (
-    *("ReadVariableOp", "VarHandleOp", "VariableShape", "ResourceGather", "ResourceGatherNd", "LookupTableFindV2"),
-    *("Assert", "Print", "PrintV2", "Placeholder", "PyFunc", "EagerPyFunc"),
-    *("If", "Case", "While", "StatefulPartitionedCall"),
+    *("ReadVariableOp", "VarHandleOp", "VariableShape", "VarIsInitializedOp", "ResourceGather", "ResourceGatherNd"),
+    *("LookupTableFindV2", "LookupTableSizeV2", "Placeholder", "Empty", "IsTensorFloat32Enabled"),
+    *("Assert", "CheckNumerics", "CheckNumericsV2", "DebugIdentityV2", "DebugIdentityV3", "Print", "PrintV2"),
+    *("If", "Case", "While", "StatefulPartitionedCall", "PyFunc", "EagerPyFunc", "XlaCallModule"),
     *("CollectiveReduceV2", "CollectiveGatherV2", "CollectiveAllToAllV2"),  # on all devices alike
 )
 

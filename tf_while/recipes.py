@@ -32,7 +32,7 @@ def gated(layer: Layer) -> Layer:
 
         def mix(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
             if not is_float(old):
-                return tf.where(gate == 0, old, new)
+                return tf.where(tf.equal(gate, 0), old, new)
             g = tf.cast(gate, old.dtype)
             return g * new + (1 - g) * old
 

@@ -175,7 +175,7 @@ def test_second_derivatives_of_a_layer_that_draws_are_refused():
 @FORMS
 @pytest.mark.parametrize("remat", [False, True])
 def test_what_does_no_harm_may_run_again(remat, form):
-    """Reads, branches, numbers of a key, and what prints or asserts where there is no XLA."""
+    """Reads, branches, checks, numbers of a key, and what prints or asserts where there is no XLA."""
     tf_while = loaded("tf_while")
     import tensorflow as tf
 
@@ -184,6 +184,7 @@ def test_what_does_no_harm_may_run_again(remat, form):
     def layer(c, p, key):
         if form != "XLA":
             tf.debugging.assert_non_negative(p)
+        c = tf.debugging.check_numerics(c, "a carry")
         c = tf.cond(p > 0, lambda: c * scale, lambda: c)
         return c * p * tf.random.stateless_uniform([2], key), None
 
@@ -195,3 +196,20 @@ def test_what_does_no_harm_may_run_again(remat, form):
     twin = forms()[form](lambda w, x: run(tf_while.unroll_layers, w, x))
     found = forms()[form](lambda w, x: run(tf_while.scan_layers, w, x, remat=remat))
     assert_near(found(tf.ones([3]), tf.ones([2])), twin(tf.ones([3]), tf.ones([2])))
+
+
+@FORMS
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_layer_that_jax_has_made(remat, form):
+    """(2 * 3 * 5)^2 by the factors and by 2."""
+    tf_while = loaded("tf_while")
+    product = pytest.importorskip("jax.experimental.jax2tf").convert(lambda c, p: c * p, with_gradient=True)
+    import tensorflow as tf
+
+    def run(w, x):
+        return gradients(
+            lambda w, x: tf_while.scan_layers(lambda c, p: (product(c, p), None), w, x, remat=remat)[0], w, x
+        )
+
+    dw, dx = forms()[form](run)(tf.constant([3.0, 5.0]), tf.constant(2.0))
+    assert (dw.numpy().tolist(), float(dx)) == ([600, 360], 900)

@@ -189,6 +189,16 @@ def test_a_fresh_lambda_finds_its_program(options, name):
         assert i == 0 or not compiled
 
 
+def test_nothing_is_sent_to_the_device():
+    """2 * 3 * 5, in a process that forbids it: all is there, and stays there."""
+    jax = importlib.import_module("jax")
+    stack, (w, x) = loaded("jax_scan"), jax.device_put((np.array([3.0, 5.0]), np.array(2.0)))
+    with jax.transfer_guard("disallow_explicit"):
+        carry, _ = stack.scan_layers(lambda c, p: (c * p, None), w, x)
+        _, (dw, dx, _) = stack.vjp_layers(lambda c, p: (c * p, None), w, x, cotangents=(x, None))
+    assert (carry.tolist(), dw.tolist(), dx.tolist()) == (30, [2 * 5 * 2, 2 * 3 * 2], 30)
+
+
 def test_a_call_costs_one_trace_and_one_compilation():
     jax = importlib.import_module("jax")
     stack = loaded("jax_scan")

@@ -156,6 +156,23 @@ def test_functions_that_run_eagerly_have_gradients():
     assert dparams.numpy().tolist() == [12, 6, 4]
 
 
+def test_tensors_may_be_compared_as_objects():
+    """As code for TensorFlow 1 has it, in the whole process. 3 + 3 + 3: the second layer is closed."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    layer = tf_while.gated(lambda c, p: (c + p, None))
+    tf.compat.v1.disable_tensor_equality()
+    try:
+        w, x = tf.fill([3, 1], 3), tf.fill([1], 3)
+        carry, _ = tf_while.scan_layers(layer, w, x, tf.constant([1.0, 0.0, 1.0]))
+        dense = tf.function(tf_while.scan_apply_layers, input_signature=[tf.TensorSpec(None), tf.TensorSpec(None)])
+        y = dense(tf.fill([3, 1, 1], 3.0), tf.fill([1], 3.0))
+    finally:
+        tf.compat.v1.enable_tensor_equality()
+    assert (carry.numpy().tolist(), y.numpy().tolist()) == ([9], [81])
+
+
 @FORMS
 @pytest.mark.parametrize("reads", ["slices", "array", "integers", "variable", "constant"])
 def test_a_stack_in_a_branch_of_a_layer(reads, form):
