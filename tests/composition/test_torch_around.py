@@ -85,6 +85,16 @@ def batched_gradients(torch, stack, w, x):
     return torch.autograd.grad(stack(w, x), w, cotangents, is_grads_batched=True)[0]
 
 
+def captured_within(context):
+    """A stack that is captured and no more: while torch's engine runs backwards, its derivative is traced."""
+    return lambda torch, stack, w, x: gradient_within(context)(torch, torch.compile(stack, backend="eager"), w, x)
+
+
+def moved(torch):
+    """What a gradient reads is kept as arrays of NumPy."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda a: a.detach().numpy(), torch.from_numpy)
+
+
 def dual_level(torch, stack, w, x):
     from torch.autograd import forward_ad
 
@@ -137,6 +147,8 @@ AROUND = {
     "config.disable": gradient_within(lambda torch: torch._dynamo.config.patch(disable=True)),
     "selective checkpoint": selective_checkpoint,
     "is_grads_batched": batched_gradients,
+    "detect_anomaly": captured_within(lambda torch: torch.autograd.detect_anomaly()),
+    "saved_tensors_hooks": captured_within(moved),
     "dual_level": dual_level,
     "FlopCounterMode": counted,
     "make_fx": traced,
