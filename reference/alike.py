@@ -5,6 +5,7 @@ Every message names the layer and the leaf: "modules[1].norm.eps: expected 1e-05
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ def has_losses(name: str) -> TypeError:
 def changes_itself(name: str) -> TypeError:
     """The error for a module that changes its arrays, where the one that stands for all cannot be changed."""
     return TypeError(f"modules: expected ones that change no array of theirs, got {name}; from_modules has it in ys")
+
+
+def held_apart(path: str) -> TypeError:
+    """The error for a parameter that a module has in a list too: there it would be the first module's for all."""
+    return TypeError(f"{path}: expected parameters and buffers by their names alone, got one of them in a container")
 
 
 def not_built(name: str, kind: str) -> ValueError:
@@ -90,7 +96,11 @@ def check_alike(name: str, i: int, found: Mapping[str, Any], first: Mapping[str,
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and (made_of(a) == made_of(b) or (a == b) is True))
+    if a is b or (type(a) is type(b) and made_of(a) == made_of(b)):
+        return True
+    with contextlib.suppress(Exception):  # of containers of arrays, or the user's own
+        return type(a) is type(b) and (a == b) is True
+    return False
 
 
 def which_shared(trees: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -12,14 +12,18 @@ Source: https://docs.pytorch.org/docs/2.13/generated/torch.func.functional_call.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from reference import alike, arguments
-from torch_compile.edges import as_leaf
+from torch_compile.edges import as_leaf, to_numpy
+from torch_compile.private import pytree
 from torch_compile.stack import scan_layers
 from torch_compile.trees import Layer, flatten, flatten_like, unflatten
 
@@ -53,6 +57,9 @@ def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, t
     """
     modules = alike.check_modules(modules, _is_module)
     trees = [_arrays(module) for module in modules]
+    for i, module in enumerate(modules):
+        if any(map(is_lazy, trees[i].values())):
+            raise alike.not_built(f"modules[{i}]", type(module).__name__)
     _check(modules, trees)
     module, shared = modules[0], alike.which_shared(trees)
     stacked_params = stack_layers([{name: a.detach() for name, a in t.items() if name not in shared} for t in trees])
@@ -179,21 +186,28 @@ def _arrays(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]]) -> None:
     """Refuse what is not the same in all modules, and would be taken from the first."""
-    kinds = [{name: type(part) for name, part in module.named_modules()} for module in modules]
-    held = [_rest(module) for module in modules]
+    kinds = [{name: type_before_parametrizations(part) for name, part in m.named_modules()} for m in modules]
+    held = [_rest(f"modules[{i}]", module) for i, module in enumerate(modules)]
     for i, (tree, kind, rest) in enumerate(zip(trees, kinds, held, strict=True)):
         alike.check_alike("modules", i, kind, kinds[0])
         arguments.check_like(as_leaf, f"modules[{i}]", tree, trees[0], "modules[0]")
         alike.check_alike("modules", i, rest, held[0])
 
 
-def _rest(module: torch.nn.Module) -> dict[str, Any]:
+def _rest(where: str, module: torch.nn.Module) -> dict[str, Any]:
     """What is neither array nor module: rates, functions, hooks, whether it is in training mode and what is frozen."""
     rest = {f"{name}.requires_grad": array.requires_grad for name, array in module.named_parameters()}
+    named = {id(array) for array in _arrays(module).values()}
     for name, part in module.named_modules():
         for key, value in vars(part).items():
-            if key not in ("_parameters", "_buffers", "_modules"):
-                rest[f"{name}.{key}" if name else key] = value
+            if key in ("_parameters", "_buffers", "_modules") or "state_dict" in key:
+                continue
+            path = f"{name}.{key}" if name else key
+            if not named.isdisjoint(map(id, pytree.tree_leaves(value))):
+                raise alike.held_apart(f"{where}.{path}")
+            value = pytree.tree_map_only(torch.Tensor, to_numpy, value)
+            # hooks are kept by numbers, of which no two are equal
+            rest[path] = [*value.values()] if isinstance(value, OrderedDict) else value
     return rest
 
 

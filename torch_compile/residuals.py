@@ -26,6 +26,7 @@ from torch_compile.private import (
     disable_proxy_modes_tracing,
     dispatch_functionalize,
     first_slice_copy,
+    functorch_config,
     materialize_as_graph,
     min_cut_rematerialization_partition,
     recompute_complex,
@@ -194,7 +195,8 @@ def _partitioned(joint: Graph, num_inputs: int, num_outputs: int, num_carry: int
             node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
         else:
             moving.add(node)
-    return min_cut_rematerialization_partition(joint, None, num_fwd_outputs=num_outputs)
+    with functorch_config.patch(activation_memory_budget=1.0):  # what the user's is for is `remat` here
+        return min_cut_rematerialization_partition(joint, None, num_fwd_outputs=num_outputs)
 
 
 def _gradients(joint: Graph, num_outputs: int) -> Graph:

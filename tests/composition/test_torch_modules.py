@@ -244,6 +244,30 @@ def test_a_parameter_that_is_tied_within_a_module(torch_compile):
     assert [a.grad.flatten().tolist() for a in stack.parameters()] == [[36, 24]]
 
 
+def made(kind, weight):
+    """w x of one number, with something of torch's around it."""
+    module, utils = block("linear", weight, 0.0), torch().nn.utils.parametrizations
+    if kind == "weight norm":  # a class of its own for each module
+        return utils.weight_norm(module)
+    if kind == "hook":
+        module.register_forward_hook(lambda _module, _args, y: 5 * y)
+    if kind == "constant":
+        module.scales = [torch().tensor([1.0, 5.0])]
+        module.register_forward_hook(lambda module, _args, y: y * module.scales[0][1])
+    return module
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("weight norm", 1), ("hook", 25), ("constant", 25)])
+def test_what_torch_has_around_a_module(torch_compile, kind, factor):
+    """Of 2 and 3: 6, and its derivatives 3 and 2."""
+    stack = torch_compile.scanned([made(kind, weight) for weight in (2.0, 3.0)])
+    y = stack(torch().ones(1, 1))
+    y.backward()
+    weight = stack.stacked_params["parametrizations.weight.original0" if kind == "weight norm" else "weight"]
+    torch().testing.assert_close(y.item(), 6.0 * factor)
+    torch().testing.assert_close(weight.grad.flatten().tolist(), [3.0 * factor, 2.0 * factor])
+
+
 BAD = {
     "an attribute": ("heads", "modules[1].self_attn.num_heads: expected 2 (that of modules[0]), got 4"),
     "its class": ("tanh", "modules[1]: expected TransformerEncoderLayer (that of modules[0]), got Tanh"),
@@ -252,6 +276,15 @@ BAD = {
     "shared by some": (
         "shared",
         "modules[1]['norm1.bias']: expected an array of its own, or one of all modules, got that of modules[0]",
+    ),
+    "a constant": ("scale", "modules[1].scale: expected array(1) (that of modules[0]), got array(2)"),
+    "a parameter in a list": (
+        "listed",
+        "modules[0].weights: expected parameters and buffers by their names alone, got one of them in a container",
+    ),
+    "not built": (
+        "lazy",
+        "modules[1]: expected a layer that has been built, got LazyLinear without parameters; call it once",
     ),
 }
 
@@ -270,6 +303,13 @@ def test_a_module_that_differs_is_named(torch_compile, what):
         modules[1].linear1.weight.requires_grad_(False)
     elif how == "shared":
         modules[1].norm1.bias = modules[0].norm1.bias
+    elif how == "scale":
+        modules[0].scale, modules[1].scale, modules[2].scale = map(torch().tensor, (1, 2, 1))
+    elif how == "listed":  # as an nn.GRU has them
+        for module in modules:
+            module.weights = [module.linear1.weight]
+    elif how == "lazy":
+        modules[1] = torch().nn.LazyLinear(8)
     with pytest.raises((TypeError, ValueError)) as caught:
         torch_compile.from_modules(modules)
     assert str(caught.value) == words
