@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -197,27 +196,42 @@ def _check(modules: list[Any], trees: list[dict[str, Any]]) -> None:
 
 
 def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-    """What is neither variable nor layer: rates, functions, what is frozen."""
+    """What is neither variable nor layer: rates, functions, constants, what is frozen."""
     rest = {f"{name}.trainable": variable.trainable for name, variable in variables.items()}
-    places = {part.name: name for name, part in layers.items()}  # for a name that each layer has of its own
+    names: dict[Any, str] = {id(part): name for name, part in (*layers.items(), *variables.items())}
+    names |= {part.name: name for name, part in layers.items()}  # a name that each layer has of its own
     for name, part in layers.items():
-        held = {key: value for key, value in vars(part).items() if isinstance(value, PLAIN) and key[0] != "_"}
+        held = {key: value for key, value in vars(part).items() if key not in _of_any() and key[:6] != "_self_"}
         with contextlib.suppress(NotImplementedError):  # a layer of the user's own need not have one
             held |= part.get_config()
         for key, value in held.items():
             if key not in OF_ITS_OWN:
-                rest[f"{name}.{key}" if name else key] = _same_names(value, places)
+                rest[f"{name}.{key}" if name else key] = _content(value, names)
     return rest
 
 
-PLAIN = (bool, int, float, str, types.FunctionType, functools.partial)
 OF_ITS_OWN = ("name", "seed", "built", "build", "quantize")  # seeds are variables
 
 
-def _same_names(config: Any, places: dict[str, str]) -> Any:
-    """A config within a config, without what each layer has of its own."""
-    if isinstance(config, Mapping):
-        return {key: _same_names(value, places) for key, value in config.items() if key not in OF_ITS_OWN}
-    if isinstance(config, (list, tuple)):
-        return [_same_names(value, places) for value in config]
-    return places.get(config, config) if isinstance(config, str) else config
+@functools.cache
+def _of_any() -> set[str]:
+    """Attributes that Keras gives any layer or model."""
+    keras, x = _keras(), _keras().Input([1], name="any")
+    model = keras.Model(x, x, name="any")
+    model.compile("sgd", "mse")
+    return {*vars(keras.layers.Layer(name="any")), *vars(model)}
+
+
+def _content(value: Any, names: dict[Any, str]) -> Any:
+    """What can be compared of `value`, without what each layer has of its own."""
+    if isinstance(value, Mapping):
+        return {key: _content(value, names) for key, value in value.items() if key not in OF_ITS_OWN}
+    if isinstance(value, (list, tuple)):
+        return [_content(value, names) for value in value]
+    if id(value) in names or isinstance(value, str):
+        return names.get(id(value), names.get(value, value) if isinstance(value, str) else value)
+    if tf.is_tensor(value) and hasattr(value, "numpy") and not isinstance(value, tf.Variable):
+        return value.numpy()
+    if type(value).__module__.startswith("keras."):  # an initializer, a policy of dtypes
+        return type(value), _content(value.get_config(), names) if hasattr(value, "get_config") else None
+    return value

@@ -196,7 +196,7 @@ def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]])
 
 def _rest(where: str, module: torch.nn.Module) -> dict[str, Any]:
     """What is neither array nor module: rates, functions, hooks, whether it is in training mode and what is frozen."""
-    rest = {f"{name}.requires_grad": array.requires_grad for name, array in module.named_parameters()}
+    rest: dict[str, Any] = {f"{n}.requires_grad": a.requires_grad for n, a in module.named_parameters()}
     named = {id(array) for array in _arrays(module).values()}
     for name, part in module.named_modules():
         for key, value in vars(part).items():

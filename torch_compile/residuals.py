@@ -162,9 +162,8 @@ def _joint(layer: Any, given: Arrays, wanted: list[bool], seeds: Arrays) -> Grap
 def _functional(function: Any, arrays: Arrays) -> Graph:
     """Its graph, in which nothing is written in place and nothing returned is an argument."""
     run = dispatch_functionalize(lambda *arrays: owned(function(*arrays)), FunctionalTensorMode())
-    as_it_is = torch.autograd.graph.saved_tensors_hooks(lambda array: array, lambda array: array)
-    # Not what a checkpoint around the stack says of its operations. There are no numbers to look through, or to move.
-    with preserve_node_meta(False), torch.autograd.set_detect_anomaly(False), as_it_is:
+    # Not what a checkpoint around the stack says of its operations; nor is NaN looked for where there are no numbers.
+    with preserve_node_meta(False), torch.autograd.set_detect_anomaly(False):
         return materialize_as_graph(run, tuple(arrays), force_enable_grad=True)
 
 

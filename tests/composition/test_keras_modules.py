@@ -236,6 +236,33 @@ def test_a_module_that_differs_is_named(tf_while, what):
     assert str(caught.value) == words
 
 
+CONSTANTS = {
+    "an array": (lambda tf, i: np.array([i, 1]), "array([2, 1])", "array([3, 1])"),
+    "a tensor": (lambda tf, i: tf.constant([i]), "array([2], dtype=int32)", "array([3], dtype=int32)"),
+    "a list": (lambda tf, i: [i, {"b": tf.constant(i)}], "[2, {'b': np.int32(2)}]", "[3, {'b': np.int32(3)}]"),
+    "an object": (lambda tf, i: np.float32(i), "np.float32(2.0)", "np.float32(3.0)"),
+}
+
+
+@pytest.mark.parametrize("what", CONSTANTS)
+def test_what_the_user_has_put_beside_the_variables_is_of_all_layers(tf_while, what):
+    """It is read of the first."""
+    import tensorflow as tf
+
+    make, first, other = CONSTANTS[what]
+    modules = [linear(2.0, 1.0), linear(3.0, 2.0)]
+    for module in modules:
+        module._own = make(tf, 2)
+    assert float(tf_while.scanned(modules)(tf.ones([1, 1]))[0, 0]) == 11
+    modules[1]._own = make(tf, 3)
+    with pytest.raises(ValueError, match=r"modules\[1\]\._own: expected ") as caught:
+        tf_while.scanned(modules)
+    assert str(caught.value) == f"modules[1]._own: expected {first} (that of modules[0]), got {other}"
+    modules[0]._own, modules[1]._own = tf.Variable(1.0), tf.Variable(1.0)  # which are no variables of the layers
+    with pytest.raises(ValueError, match=r"modules\[1\]\._own: expected <tf.Variable"):
+        tf_while.scanned(modules)
+
+
 def test_what_a_stack_would_lose_is_refused(tf_while):
     import keras
     import tensorflow as tf

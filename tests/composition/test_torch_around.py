@@ -90,11 +90,6 @@ def captured_within(context):
     return lambda torch, stack, w, x: gradient_within(context)(torch, torch.compile(stack, backend="eager"), w, x)
 
 
-def moved(torch):
-    """What a gradient reads is kept as arrays of NumPy."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda a: a.detach().numpy(), torch.from_numpy)
-
-
 def dual_level(torch, stack, w, x):
     from torch.autograd import forward_ad
 
@@ -148,7 +143,9 @@ AROUND = {
     "selective checkpoint": selective_checkpoint,
     "is_grads_batched": batched_gradients,
     "detect_anomaly": captured_within(lambda torch: torch.autograd.detect_anomaly()),
-    "saved_tensors_hooks": captured_within(moved),
+    "activation_memory_budget": captured_within(
+        lambda torch: torch._functorch.config.patch(activation_memory_budget=0.3)
+    ),
     "dual_level": dual_level,
     "FlopCounterMode": counted,
     "make_fx": traced,
