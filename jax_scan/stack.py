@@ -112,8 +112,7 @@ def scan_layers(
 def unroll_apply_layers(weights: jax.Array, x: jax.Array) -> jax.Array:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
-    y, _ = unroll_layers(dense, weights, x.copy())
-    return y
+    return unroll_layers(dense, weights, x.copy())[0]
 
 
 def unroll_layers(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import inspect
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -14,15 +16,47 @@ import tensorflow as tf
 from reference import arguments
 from tf_while import convolution
 from tf_while.private import (
+    Status,
     Tensor,
+    autograph_artifact,
+    control_status_ctx,
     data_structures,
     differentiate_by,
     in_save_context,
     in_xla,
     leave_alone,
     op_def_registry,
+    tf_convert,
     xla_dynamic_update_slice,
 )
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def beside_autograph(function: Function) -> Function:
+    """`function`, of a layer and maybe a loss, through which AutoGraph does not go where a `tf.function` calls it: that
+    takes seconds. It goes through the layer and the loss."""
+    as_it_is, names = tf.autograph.experimental.do_not_convert(function), [*inspect.signature(function).parameters]
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        around = control_status_ctx()
+
+        def read(name: str, value: Any) -> Any:
+            if around.status != Status.ENABLED or name not in ("layer", "loss") or not callable(value):
+                return value
+            converted = tf_convert(value, around)
+
+            def read_here(*args: Any) -> Any:
+                with around:
+                    return converted(*args)
+
+            return read_here
+
+        args = (*map(read, names, args), *args[len(names) :])
+        return as_it_is(*args, **{name: read(name, value) for name, value in options.items()})
+
+    return autograph_artifact(run)
 
 
 def compile(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,6 +135,8 @@ def reading(within: list[tuple[Any, Any]]) -> Iterator[None]:
         yield
     finally:
         del graph.capture
+        if not inspect.ismethod(capture):  # one derivative is taken within another
+            graph.capture = capture
 
 
 # What TensorFlow calls stateful and what may run again all the same: it reads, prints, asserts or runs a function,

@@ -12,6 +12,8 @@ from reference.releases import names_of
 with names_of("tensorflow"):
     from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice
     from tensorflow.compiler.xla.service import hlo_pb2
+    from tensorflow.python.autograph.core.ag_ctx import Status
+    from tensorflow.python.autograph.impl.api import autograph_artifact
     from tensorflow.python.eager import context
     from tensorflow.python.eager.forwardprop_util import pack_tangents
     from tensorflow.python.framework import op_def_registry
@@ -20,6 +22,7 @@ with names_of("tensorflow"):
     from tensorflow.python.trackable import data_structures
 
     Tensor = tf.__internal__.types.Tensor  # arrays, variables, and Keras's
+    control_status_ctx, tf_convert = tf.__internal__.autograph.control_status_ctx, tf.__internal__.autograph.tf_convert
     _ = tf.Operation._set_attr  # looked up now, for the same words
 
 

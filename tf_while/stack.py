@@ -5,8 +5,7 @@
         y = w @ y
 
 The loop above traces N products into the graph; the while loop traces one, whatever N is, forward and backward.
-TensorFlow has the loop but not the scan, so the counter, the reads `a[i]` and the lists of results are written out, in
-`loops.py`. One graph serves every N; under XLA, `tf.function(scan_layers, jit_compile=True)`, there is one for each N.
+TensorFlow has the loop but not the scan, which `loops.py` writes out. One graph serves every N; by XLA one each N.
 Source: https://www.tensorflow.org/api_docs/python/tf/while_loop
 """
 
@@ -20,12 +19,13 @@ from reference import arguments
 from tf_while import loops
 from tf_while.autodiff import differentiable
 from tf_while.checks import assert_dense_stack, one_size, prepare
-from tf_while.edges import as_leaf
+from tf_while.edges import as_leaf, beside_autograph
 from tf_while.layers import dense
 from tf_while.programs import as_program
 from tf_while.trees import Arrays, Layer, flat
 
 
+@beside_autograph
 def scan_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Apply N dense layers, one after the other, with a program whose size does not depend on N.
 
@@ -68,6 +68,7 @@ def _scan_dense(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.identity(y)
 
 
+@beside_autograph
 def scan_layers(
     layer: Layer,
     stacked_params: Any,
@@ -106,8 +107,8 @@ def scan_layers(
     Limits: with remat, and in second derivatives, layers run again, so that one that draws random numbers or writes
         state is refused. remat=False is True for a layer that calls a `tf.function` or a `tf.py_function`, and under
         XLA for one with a `tf.while_loop` of its own. What `layer` closes over is shared by all layers and receives its
-        gradient. Called as it stands it is a graph, not XLA, traced once for all layers that are made of the same
-        (reference/made_of.py). Under `tf.function(jit_compile=True)` N = 0 needs a static N.
+        gradient. Called as it stands it is a graph, not XLA nor AutoGraph, traced once for all layers that are made of
+        the same (reference/made_of.py). Under `tf.function(jit_compile=True)` N = 0 needs a static N.
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     static = layer, reverse, unroll, remat
@@ -130,10 +131,10 @@ def unroll_apply_layers(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
     weights, x = assert_dense_stack(tf.convert_to_tensor(weights), tf.convert_to_tensor(x))
-    y, _ = unroll_layers(dense, weights, tf.identity(x))
-    return y
+    return unroll_layers(dense, weights, tf.identity(x))[0]
 
 
+@beside_autograph
 def unroll_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, reverse: bool = False
 ) -> tuple[Any, Any]:

@@ -17,12 +17,13 @@ from reference import arguments
 from tf_while import trees
 from tf_while.autodiff import batched, pushforward
 from tf_while.checks import prepare
-from tf_while.edges import as_leaf
+from tf_while.edges import as_leaf, beside_autograph
 from tf_while.programs import as_program
 from tf_while.stack import scan_layers
 from tf_while.trees import Layer
 
 
+@beside_autograph
 def vjp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, cotangents: tuple[Any, Any], **options: Any
 ) -> tuple[Any, Any]:
@@ -39,6 +40,7 @@ def _vjp(layer: Layer, *options_and_trees: Any) -> tuple[Any, Any]:
     return outputs, pack(trees.nones(trees.filled(grads, trees.floats(arrays)), arrays))
 
 
+@beside_autograph
 def jvp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, tangents: tuple[Any, Any, Any], **options: Any
 ) -> tuple[Any, Any]:
@@ -60,6 +62,7 @@ def _jvp(layer: Layer, *options_and_trees: Any) -> tuple[Any, Any]:
     return (carry, ys), (tcarry, tys)
 
 
+@beside_autograph
 def vmap_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, in_axes: Any = (None, 0, None), **options: Any
 ) -> tuple[Any, Any]:
@@ -76,6 +79,7 @@ def _vmap(layer: Layer, B: int, in_axes: tuple[Any, ...], *options_and_trees: An
     return carry, trees.moved(ys, 1, 0)
 
 
+@beside_autograph
 def hvp_layers(
     layer: Layer,
     loss: Callable[[Any, Any], tf.Tensor],
@@ -105,6 +109,7 @@ def _hvp(layer: Layer, loss: Callable[[Any, Any], tf.Tensor], *options_and_trees
     return tuple(pack(trees.nones(half, arrays)) for half in (grads[: len(tarrays)], grads[len(tarrays) :]))
 
 
+@beside_autograph
 def vmap_vjp_layers(
     layer: Layer,
     stacked_params: Any,

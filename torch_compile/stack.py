@@ -114,8 +114,7 @@ def scan_layers(
 def unroll_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The same values by a Python loop: N layers in the graph. Arguments, result and errors: `scan_apply_layers`."""
     _check(weights, x)
-    y, _ = unroll_layers(dense, weights, x.clone())
-    return y
+    return unroll_layers(dense, weights, x.clone())[0]
 
 
 def unroll_layers(

@@ -7,7 +7,9 @@ for.
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -154,6 +156,37 @@ def test_functions_that_run_eagerly_have_gradients():
         tf.config.run_functions_eagerly(False)
     assert (dw.numpy().tolist(), dx.numpy().tolist()) == ([144, 72, 48], [72, 72])  # of 2 * 6^2
     assert dparams.numpy().tolist() == [12, 6, 4]
+
+
+CALLS = {
+    "scan_layers": lambda tf_while, layer, w, x: tf_while.scan_layers(layer, w, x)[0],
+    "unroll_layers": lambda tf_while, layer, w, x: tf_while.unroll_layers(layer=layer, stacked_params=w, init=x)[0],
+    "vjp_layers": lambda tf_while, layer, w, x: tf_while.vjp_layers(layer, w, x, cotangents=(x, None))[0][0],
+    "vmap_layers": lambda tf_while, layer, w, x: tf_while.vmap_layers(layer, w, x[None])[0][0],
+    "gated": lambda tf_while, layer, w, x: tf_while.scan_layers(tf_while.gated(layer), w, x, w / w)[0],
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["", "XLA"])
+@pytest.mark.parametrize("name", CALLS)
+def test_autograph_goes_through_the_layer_alone(name, jit):
+    """1 + 2, which is more than 2, times 3, times 5. Through all that is here it would go for seconds."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    files = set()
+
+    def layer(c, p):
+        files.update(frame.filename for frame in inspect.stack())
+        return less_or_more(c, p), None
+
+    def less_or_more(c, p):
+        return c * p if tf.reduce_sum(c) > 2 else c + p
+
+    run = tf.function(lambda w, x: CALLS[name](tf_while, layer, w, x), jit_compile=jit)
+    assert run(tf.constant([2.0, 3.0, 5.0]), tf.constant([1.0])).numpy().tolist() == [45]
+    assert any("autograph_generated" in file for file in files)
+    assert any(file.endswith(os.path.join("tf_while", "checks.py")) for file in files)
 
 
 def test_tensors_may_be_compared_as_objects():
