@@ -174,7 +174,7 @@ def test_autograph_goes_through_the_layer_alone(name, jit):
     tf_while = loaded("tf_while")
     import tensorflow as tf
 
-    files = set()
+    files: set[str] = set()
 
     def layer(c, p):
         files.update(frame.filename for frame in inspect.stack())
