@@ -115,15 +115,29 @@ def _scanned_class() -> Any:
             modules = alike.check_modules(modules, _is_module)
             super().__init__(dtype=modules[0].dtype_policy)
             self.layer, self.params = from_modules(modules)
+            self.frozen = functools.partial(_frozen, modules[0])
+            self.is_trained: bool | None = None
             self.options, self.built = options, True
 
         @property
         def stacked_params(self) -> dict[str, Any]:
             return dict(self.params)
 
+        @property
+        def trainable(self) -> Any:
+            return super().trainable
+
+        @trainable.setter
+        def trainable(self, value: Any) -> None:
+            _keras().layers.Layer.trainable.fset(self, value)
+            self.is_trained = bool(value)
+
         def call(self, carry: Any, *args: Any, xs: Any = None, training: Any = None, **kwargs: Any) -> Any:
+            is_trained = self.is_trained
+
             def layer(carry: Any, params: Any, *x: Any) -> tuple[Any, Any]:
-                return self.layer(carry, params, *x, *args, training=training, **kwargs)
+                with self.frozen(is_trained):
+                    return self.layer(carry, params, *x, *args, training=training, **kwargs)
 
             stacked_params = self.stacked_params
             carry, state = scan_layers(layer, stacked_params, carry, xs, **self.options)
@@ -132,6 +146,21 @@ def _scanned_class() -> Any:
             return carry
 
     return Scanned
+
+
+@contextlib.contextmanager
+def _frozen(module: Any, is_trained: bool | None) -> Iterator[None]:
+    """`module` for a while as it is where somebody has set `trainable` of its stack: a batch norm asks for that."""
+    parts = [part for _, part in _walk(module)]  # a layer before its parts, which it sets too
+    before = [part.trainable for part in parts]
+    if is_trained is not None:
+        module.trainable = is_trained
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            if part.trainable != value:
+                part.trainable = value
 
 
 def _keras() -> Any:

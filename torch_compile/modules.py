@@ -148,14 +148,14 @@ def _to_layers(stack: Scanned, state_dict: dict[str, Any], prefix: str, _metadat
 
 
 def _from_layers(
-    stack: Scanned, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, missing: Any, *others: Any
+    stack: Scanned, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, missing: Any, *others: Any
 ) -> None:
     """The way back, before entries are loaded. What is missing, or of another shape, is reported layer by layer."""
     _unexpected, errors = others
-    shared = _shared(stack)
+    shared, is_assigned = _shared(stack), metadata.get("assign_to_params_buffers", False)
     for name, array in stack.template.state_dict().items():
         own = [array] * stack.num_layers if name in shared else [*array]
-        rows = []
+        rows, fit = [], True
         for i, old in enumerate(own):
             key = f"{prefix}{i}.{name}"
             new = state_dict.pop(key, None)
@@ -163,8 +163,11 @@ def _from_layers(
                 missing.append(key)
             elif new.shape != old.shape:
                 errors.append(f"{key}: expected shape {tuple(old.shape)}, got {tuple(new.shape)}")
-            rows.append(new.to(old) if new is not None and new.shape == old.shape else old)
-        state_dict[f"{prefix}template.{name}"] = rows[-1] if name in shared else torch.stack(rows)
+            fits = new is not None and new.shape == old.shape
+            fit = fit and fits
+            rows.append((new if is_assigned else new.to(old)) if fits else old)
+        whole = rows[-1] if name in shared else torch.stack(rows) if fit or not is_assigned else array
+        state_dict[f"{prefix}template.{name}"] = whole
 
 
 def _shared(stack: Scanned) -> set[str]:

@@ -263,6 +263,27 @@ def test_what_the_user_has_put_beside_the_variables_is_of_all_layers(tf_while, w
         tf_while.scanned(modules)
 
 
+def test_a_frozen_stack_takes_no_statistics_of_the_batch(tf_while):
+    """As frozen layers of Keras: in training too 1 and 3 stay, by the running mean 0 and variance 1; else -1 and 1."""
+    import keras
+    import tensorflow as tf
+
+    modules, x = [keras.layers.BatchNormalization(epsilon=0.0) for _ in range(2)], tf.constant([[1.0], [3.0]])
+    for module in modules:
+        module(x)
+    stack = tf_while.scanned(modules)
+    stack.trainable = False
+    run = tf.function(lambda x: stack(x, training=True))
+    assert run(x).numpy().tolist() == stack(x, training=True).numpy().tolist() == [[1], [3]]
+    assert [np.ravel(stack.stacked_params[name]).tolist() for name in ("moving_mean", "moving_variance")] == [
+        [0, 0],
+        [1, 1],
+    ]
+    assert modules[0].trainable
+    stack.trainable = True
+    assert stack(x, training=True).numpy().tolist() == [[-1], [1]]
+
+
 def test_what_a_stack_would_lose_is_refused(tf_while):
     import keras
     import tensorflow as tf

@@ -202,6 +202,18 @@ def test_statistics_come_out_as_ys(torch_compile):
     close(torch_compile.scan_layers(layer, stacked_params, x), (loop(modules, x), None))
 
 
+def test_a_stack_without_memory_is_assigned_what_is_loaded(torch_compile):
+    """As large models are loaded: made on "meta", given arrays as they come. 2 x + 1, then 3 x + 2."""
+    nn, double = torch().nn, torch().float64
+    entries = nn.ModuleList(block("linear", *numbers) for numbers in ((2.0, 1.0), (3.0, 2.0))).to(double).state_dict()
+    with torch().device("meta"):
+        stack = torch_compile.scanned([nn.Linear(1, 1) for _ in range(2)])
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "1\.bias"'):
+        stack.load_state_dict({name: entries[name] for name in [*entries][:3]}, assign=True)
+    stack.load_state_dict(entries, assign=True)
+    assert stack(torch().ones(1, 1, dtype=double)).item() == 11
+
+
 def test_frozen_parameters_stay_frozen(torch_compile):
     modules, (x, *_) = modules_of("TransformerEncoderLayer", 3)
     for module in modules:
