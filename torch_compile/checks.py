@@ -180,17 +180,18 @@ class _Recorder(TorchDispatchMode):
             self.seen["draws"] = str(operator)
         if operator.overloadpacket in wrong_twice and given.get("training", True):
             self.seen["wrong_twice"] = str(operator)
-        inputs, own = _tensors(given), {_memory(a) for a in self.made}
-        known = self.given | {id(a) for a in self.outputs}
-        if closed_over := [a for a in inputs if a.is_complex() and a.requires_grad and id(a) not in known]:
-            self.seen["reads"] = str(closed_over[0].dtype).removeprefix("torch.")
+        inputs = _tensors(given)
+        for a in inputs:
+            if a.is_complex() and a.requires_grad and id(a) not in self.given | {id(b) for b in self.outputs}:
+                self.seen["reads"] = str(a.dtype).removeprefix("torch.")
         written = [given.get(a.name) for a in schema if a.alias_info and a.alias_info.is_write]
         if given.get("training"):  # what the schema of batch norm does not say
             written += [given.get("running_mean"), given.get("running_var")]
-        if any(_memory(a) not in own for a in _tensors(written)):
+        if any(_memory(a) not in map(_memory, self.made) for a in _tensors(written)):
             self.seen["writes"] = str(operator)
-        self.outputs += _tensors(outputs)
-        self.made += [a for a in _tensors(outputs) if _memory(a) not in map(_memory, inputs)]
+        made = _tensors(outputs)
+        self.outputs += made
+        self.made += [a for a in made if _memory(a) not in map(_memory, inputs)]
         return outputs
 
 
