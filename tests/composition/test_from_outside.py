@@ -98,3 +98,27 @@ def test_a_vectorized_jacobian_of_tensorflow_takes_no_loop_in_a_loop(remat):
             outer.jacobian(gradient, x)
     jacobian = outer.jacobian(gradient, x, experimental_use_pfor=remat is True)
     assert jacobian.numpy().tolist() == [[72.0]]
+
+
+def test_what_tensorflow_vectorizes_around_a_list_is_not_for_xla():
+    """2 x and 3 times that, of 1 and 2; and the gradient of a convolution of ones by itself."""
+    tf_while = loaded("tf_while")
+    import tensorflow as tf
+
+    def products(x):
+        return tf_while.scan_layers(lambda c, p: (c * p, None), tf.constant([2.0, 3.0]), x)[0]
+
+    def mapped(x):
+        return tf.vectorized_map(products, x)
+
+    def gradients(w, x):
+        def layer(c, p):
+            return tf.nn.conv2d(c, p, 1, "SAME"), None
+
+        return tf_while.vmap_vjp_layers(layer, w, x, cotangents=(x, None))[1][0]
+
+    ones = tf.ones([1, 1, 1, 1, 1]), tf.ones([2, 1, 1, 1, 1])  # one layer; two of a batch, of one pixel
+    for run, given, right in ((mapped, (tf.constant([1.0, 2.0]),), [6, 12]), (gradients, ones, [1, 1])):
+        assert tf.reshape(tf.function(run)(*given), [-1]).numpy().tolist() == right
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            tf.function(run, jit_compile=True)(*given)
