@@ -257,8 +257,10 @@ def _content(value: Any, names: dict[Any, str]) -> Any:
         return {key: _content(value, names) for key, value in value.items() if key not in OF_ITS_OWN}
     if isinstance(value, (list, tuple)):
         return [_content(value, names) for value in value]
-    if id(value) in names or isinstance(value, str):
-        return names.get(id(value), names.get(value, value) if isinstance(value, str) else value)
+    if id(value) in names:
+        return names[id(value)]
+    if isinstance(value, str):
+        return names.get(value, value)
     if tf.is_tensor(value) and hasattr(value, "numpy") and not isinstance(value, tf.Variable):
         return value.numpy()
     if type(value).__module__.startswith("keras."):  # an initializer, a policy of dtypes

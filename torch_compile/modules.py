@@ -155,19 +155,19 @@ def _from_layers(
     shared, is_assigned = _shared(stack), metadata.get("assign_to_params_buffers", False)
     for name, array in stack.template.state_dict().items():
         own = [array] * stack.num_layers if name in shared else [*array]
-        rows, fit = [], True
-        for i, old in enumerate(own):
+        rows = [state_dict.pop(f"{prefix}{i}.{name}", None) for i in range(stack.num_layers)]
+        for i, (old, new) in enumerate(zip(own, rows, strict=True)):
             key = f"{prefix}{i}.{name}"
-            new = state_dict.pop(key, None)
             if new is None:
                 missing.append(key)
             elif new.shape != old.shape:
                 errors.append(f"{key}: expected shape {tuple(old.shape)}, got {tuple(new.shape)}")
-            fits = new is not None and new.shape == old.shape
-            fit = fit and fits
-            rows.append((new if is_assigned else new.to(old)) if fits else old)
-        whole = rows[-1] if name in shared else torch.stack(rows) if fit or not is_assigned else array
-        state_dict[f"{prefix}template.{name}"] = whole
+        fit = [new is not None and new.shape == old.shape for old, new in zip(own, rows, strict=True)]
+        if not is_assigned:
+            rows = [new.to(old) if fits else old for old, new, fits in zip(own, rows, fit, strict=True)]
+        elif not all(fit):
+            rows = own
+        state_dict[f"{prefix}template.{name}"] = rows[-1] if name in shared else torch.stack(rows)
 
 
 def _shared(stack: Scanned) -> set[str]:
