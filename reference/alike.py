@@ -31,6 +31,11 @@ def held_apart(path: str) -> TypeError:
     return TypeError(f"{path}: expected parameters and buffers by their names alone, got one of them in a container")
 
 
+def compiled_before(path: str, kind: str) -> TypeError:
+    """The error for a module that is a program already, of its own arrays."""
+    return TypeError(f"{path}: expected a module that is not compiled, got {kind}; compile the stack")
+
+
 def not_built(name: str, kind: str) -> ValueError:
     """The error for a module that has no parameters before it is called."""
     return ValueError(f"{name}: expected a layer that has been built, got {kind} without parameters; call it once")

@@ -57,9 +57,6 @@ def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, t
     """
     modules = alike.check_modules(modules, _is_module)
     trees = [_arrays(module) for module in modules]
-    for i, module in enumerate(modules):
-        if any(map(is_lazy, trees[i].values())):
-            raise alike.not_built(f"modules[{i}]", type(module).__name__)
     _check(modules, trees)
     module, shared = modules[0], alike.which_shared(trees)
     stacked_params = stack_layers([{name: a.detach() for name, a in t.items() if name not in shared} for t in trees])
@@ -189,6 +186,12 @@ def _arrays(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]]) -> None:
     """Refuse what is not the same in all modules, and would be taken from the first."""
+    for i, (module, tree) in enumerate(zip(modules, trees, strict=True)):
+        if any(map(is_lazy, tree.values())):
+            raise alike.not_built(f"modules[{i}]", type(module).__name__)
+        for name, part in module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule) or type(part).__name__ == "OptimizedModule":
+                raise alike.compiled_before(f"modules[{i}].{name}".rstrip("."), type(part).__name__)
     kinds = [{name: type_before_parametrizations(part) for name, part in m.named_modules()} for m in modules]
     held = [_rest(f"modules[{i}]", module) for i, module in enumerate(modules)]
     for i, (tree, kind, rest) in enumerate(zip(trees, kinds, held, strict=True)):

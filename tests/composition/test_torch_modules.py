@@ -294,6 +294,14 @@ BAD = {
         "listed",
         "modules[0].weights: expected parameters and buffers by their names alone, got one of them in a container",
     ),
+    "compiled": (
+        "compiled",
+        "modules[1].linear1: expected a module that is not compiled, got OptimizedModule; compile the stack",
+    ),
+    "scripted": (
+        "scripted",
+        "modules[1]: expected a module that is not compiled, got RecursiveScriptModule; compile the stack",
+    ),
     "not built": (
         "lazy",
         "modules[1]: expected a layer that has been built, got LazyLinear without parameters; call it once",
@@ -320,6 +328,10 @@ def test_a_module_that_differs_is_named(torch_compile, what):
     elif how == "listed":  # as an nn.GRU has them
         for module in modules:
             module.weights = [module.linear1.weight]
+    elif how == "compiled":
+        modules[1].linear1 = torch().compile(modules[1].linear1)
+    elif how == "scripted":
+        modules[1] = torch().jit.script(torch().nn.Linear(1, 1))
     elif how == "lazy":
         modules[1] = torch().nn.LazyLinear(8)
     with pytest.raises((TypeError, ValueError)) as caught:
