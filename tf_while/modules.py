@@ -115,6 +115,8 @@ def _scanned_class() -> Any:
             modules = alike.check_modules(modules, _is_module)
             super().__init__(dtype=modules[0].dtype_policy)
             self.layer, self.params = from_modules(modules)
+            # those of all modules, so that Keras trains and saves them too
+            self.shared = {name: a for name, a in _arrays(modules[0]).items() if name not in self.params}
             self.frozen = functools.partial(_frozen, modules[0])
             self.is_trained: bool | None = None
             self.options, self.built = options, True

@@ -170,6 +170,12 @@ def test_a_variable_of_all_modules_gets_its_gradient(tf_while):
     with tf.GradientTape() as tape:
         y, _ = tf_while.scan_layers(layer, stacked_params, tf.ones([1, 1]))
     assert (float(y[0, 0]), float(tape.gradient(y, shared.kernel.value)[0, 0])) == (6, 12)
+    stack = tf_while.scanned(modules)
+    model = keras.Sequential([keras.Input((1,)), stack])
+    model.compile(keras.optimizers.SGD(1.0), keras.losses.MeanAbsoluteError())
+    model.fit(tf.ones([1, 1]), tf.zeros([1, 1]), verbose=0)
+    assert float(shared.kernel[0, 0]) == 1 - 12
+    assert [v.shape[0] for v in stack.trainable_variables] == [2, 2, 1]  # and is saved, counted and frozen with it
 
 
 def test_a_variable_that_is_tied_within_a_module(tf_while):
