@@ -61,6 +61,8 @@ def from_modules(modules: Sequence[Any]) -> tuple[Layer, dict[str, Any]]:
         # not cast when it is read: the variables of the module are, each as it says
         options = {"trainable": trees[0][name].trainable, "name": name, "autocast": False}
         stacked_params[name] = _keras().Variable(array, **options)
+        if constraint := trees[0][name].constraint:  # which an optimizer applies, here to each layer
+            stacked_params[name].constraint = functools.partial(_keras().ops.map, constraint)
     return _layer(module), stacked_params
 
 
@@ -228,7 +230,8 @@ def _check(modules: list[Any], trees: list[dict[str, Any]]) -> None:
 
 def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
     """What is neither variable nor layer: rates, functions, constants, what is frozen."""
-    rest = {f"{name}.trainable": variable.trainable for name, variable in variables.items()}
+    rest: dict[str, Any] = {f"{name}.trainable": variable.trainable for name, variable in variables.items()}
+    rest |= {f"{name}.constraint": _content(variable.constraint, {}) for name, variable in variables.items()}
     names: dict[Any, str] = {id(part): name for name, part in (*layers.items(), *variables.items())}
     names |= {part.name: name for name, part in layers.items()}  # a name that each layer has of its own
     for name, part in layers.items():

@@ -242,6 +242,22 @@ def test_a_module_that_differs_is_named(tf_while, what):
     assert str(caught.value) == words
 
 
+def test_constraints_are_of_each_layer(tf_while):
+    """An optimizer that moves nothing leaves weights of 2 and 3 with a norm of 1 each."""
+    import keras
+    import tensorflow as tf
+
+    modules = [linear(weight, 0.0, kernel_constraint=keras.constraints.MaxNorm(1.0)) for weight in (2.0, 3.0)]
+    stack = tf_while.scanned(modules)
+    model = keras.Sequential([keras.Input((1,)), stack])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(tf.ones([1, 1]), tf.zeros([1, 1]), verbose=0)
+    np.testing.assert_allclose(np.ravel(stack.stacked_params["kernel"]), [1, 1], rtol=1e-6)
+    modules[1].kernel.constraint = None
+    with pytest.raises((TypeError, ValueError), match=r"modules\[1\]\.kernel\.constraint: expected "):
+        tf_while.scanned(modules)
+
+
 CONSTANTS = {
     "an array": (lambda tf, i: np.array([i, 1]), "array([2, 1])", "array([3, 1])"),
     "a tensor": (lambda tf, i: tf.constant([i]), "array([2], dtype=int32)", "array([3], dtype=int32)"),
