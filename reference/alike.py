@@ -36,6 +36,11 @@ def compiled_before(path: str, kind: str) -> TypeError:
     return TypeError(f"{path}: expected a module that is not compiled, got {kind}; compile the stack")
 
 
+def has_hooks(path: str) -> TypeError:
+    """The error for a parameter whose gradient a hook waits for: that of a stack would not come to it."""
+    return TypeError(f"{path}: expected a parameter without hooks, got one; register it on the stack")
+
+
 def not_built(name: str, kind: str) -> ValueError:
     """The error for a module that has no parameters before it is called."""
     return ValueError(f"{name}: expected a layer that has been built, got {kind} without parameters; call it once")

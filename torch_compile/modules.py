@@ -62,6 +62,7 @@ def from_modules(modules: Sequence[torch.nn.Module]) -> tuple[Layer, dict[str, t
     stacked_params = stack_layers([{name: a.detach() for name, a in t.items() if name not in shared} for t in trees])
     for name, array in stacked_params.items():
         array.requires_grad_(trees[0][name].requires_grad)
+        vars(array).update(_marks(trees[0][name]))
     return _layer(module), stacked_params
 
 
@@ -109,6 +110,7 @@ class Scanned(torch.nn.Module):
             new = stacked_params.get(name, array)
             is_parameter = name in stacked_params and isinstance(array, torch.nn.Parameter)
             memo[id(array)] = torch.nn.Parameter(new, array.requires_grad) if is_parameter else new
+            vars(memo[id(array)]).update(_marks(array))
         self.template = copy.deepcopy(modules[0], memo)
         self.num_layers, self.names, self.options = len(modules), tuple(stacked_params), options
         self.register_state_dict_post_hook(_to_layers)
@@ -198,11 +200,18 @@ def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]])
         alike.check_alike("modules", i, kind, kinds[0])
         arguments.check_like(as_leaf, f"modules[{i}]", tree, trees[0], "modules[0]")
         alike.check_alike("modules", i, rest, held[0])
+    shared = alike.which_shared(trees)
+    for i, tree in enumerate(trees):
+        for name, array in tree.items():
+            if name not in shared and (array._backward_hooks or getattr(array, "_post_accumulate_grad_hooks", None)):
+                raise alike.has_hooks(f"modules[{i}].{name}")
 
 
 def _rest(where: str, module: torch.nn.Module) -> dict[str, Any]:
     """What is neither array nor module: rates, functions, hooks, whether it is in training mode and what is frozen."""
     rest: dict[str, Any] = {f"{n}.requires_grad": a.requires_grad for n, a in module.named_parameters()}
+    for name, array in module.named_parameters():
+        rest |= {f"{name}.{key}": _values(value) for key, value in _marks(array).items()}
     named = {id(array) for array in _arrays(module).values()}
     for name, part in module.named_modules():
         for key, value in vars(part).items():
@@ -211,10 +220,18 @@ def _rest(where: str, module: torch.nn.Module) -> dict[str, Any]:
             path = f"{name}.{key}" if name else key
             if not named.isdisjoint(map(id, pytree.tree_leaves(value))):
                 raise alike.held_apart(f"{where}.{path}")
-            value = pytree.tree_map_only(torch.Tensor, to_numpy, value)
             # hooks are kept by numbers, of which no two are equal
-            rest[path] = [*value.values()] if isinstance(value, OrderedDict) else value
+            rest[path] = _values([*value.values()] if isinstance(value, OrderedDict) else value)
     return rest
+
+
+def _marks(array: torch.Tensor) -> dict[str, Any]:
+    """What users have written on a parameter, for an optimizer."""
+    return {key: value for key, value in vars(array).items() if not key.startswith("_dynamo")}
+
+
+def _values(tree: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, to_numpy, tree)
 
 
 def _statistics(module: torch.nn.Module) -> list[str]:

@@ -272,7 +272,11 @@ def made(kind, weight):
 @pytest.mark.parametrize(("kind", "factor"), [("weight norm", 1), ("hook", 25), ("constant", 25)])
 def test_what_torch_has_around_a_module(torch_compile, kind, factor):
     """Of 2 and 3: 6, and its derivatives 3 and 2."""
-    stack = torch_compile.scanned([made(kind, weight) for weight in (2.0, 3.0)])
+    modules = [made(kind, weight) for weight in (2.0, 3.0)]
+    for module in modules:
+        next(module.parameters()).decays = False
+    stack = torch_compile.scanned(modules)
+    assert next(stack.parameters()).decays is False
     y = stack(torch().ones(1, 1))
     y.backward()
     weight = stack.stacked_params["parametrizations.weight.original0" if kind == "weight norm" else "weight"]
@@ -302,6 +306,11 @@ BAD = {
         "scripted",
         "modules[1]: expected a module that is not compiled, got RecursiveScriptModule; compile the stack",
     ),
+    "a hook of a parameter": (
+        "hook",
+        "modules[1].norm1.bias: expected a parameter without hooks, got one; register it on the stack",
+    ),
+    "a mark of a parameter": ("mark", "modules[1].norm1.bias.decays: expected False (that of modules[0]), got nothing"),
     "not built": (
         "lazy",
         "modules[1]: expected a layer that has been built, got LazyLinear without parameters; call it once",
@@ -328,6 +337,10 @@ def test_a_module_that_differs_is_named(torch_compile, what):
     elif how == "listed":  # as an nn.GRU has them
         for module in modules:
             module.weights = [module.linear1.weight]
+    elif how == "hook":
+        modules[1].norm1.bias.register_hook(lambda gradient: 2 * gradient)
+    elif how == "mark":
+        modules[0].norm1.bias.decays = modules[2].norm1.bias.decays = False
     elif how == "compiled":
         modules[1].linear1 = torch().compile(modules[1].linear1)
     elif how == "scripted":
