@@ -23,7 +23,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from reference import alike, arguments
 from torch_compile.edges import as_leaf, to_numpy
-from torch_compile.private import pytree
+from torch_compile.private import has_hooks, pytree
 from torch_compile.stack import scan_layers
 from torch_compile.trees import Layer, flatten, flatten_like, unflatten
 
@@ -203,7 +203,7 @@ def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]])
     shared = alike.which_shared(trees)
     for i, tree in enumerate(trees):
         for name, array in tree.items():
-            if name not in shared and (array._backward_hooks or getattr(array, "_post_accumulate_grad_hooks", None)):
+            if name not in shared and has_hooks(array):
                 raise alike.has_hooks(f"modules[{i}].{name}")
 
 

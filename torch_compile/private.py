@@ -94,3 +94,8 @@ def memory_of(array: torch.Tensor) -> int:
 
 def arguments_of(operator: torch._ops.OpOverload) -> list[torch.Argument]:
     return operator._schema.arguments
+
+
+def has_hooks(array: torch.Tensor) -> bool:
+    """Whether something waits for its gradient."""
+    return bool(array._backward_hooks or getattr(array, "_post_accumulate_grad_hooks", None))
