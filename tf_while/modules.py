@@ -49,6 +49,8 @@ def from_modules(modules: Sequence[Any]) -> tuple[Layer, dict[str, Any]]:
     y is None; but where a module writes variables it is a dict of their new values: `stacked_params | ys` is what the
     next step starts from.
 
+    Constraints of variables are kept, and are of each layer.
+
     Limits: modules with losses of their own (regularizers) are refused. A mask that Keras hands from layer to layer
     unseen is lost: pass it by name.
     """
@@ -235,12 +237,12 @@ def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
     names: dict[Any, str] = {id(part): name for name, part in (*layers.items(), *variables.items())}
     names |= {part.name: name for name, part in layers.items()}  # a name that each layer has of its own
     for name, part in layers.items():
-        held = {key: value for key, value in vars(part).items() if key not in _of_any() and key[:6] != "_self_"}
+        kept = (*_of_any(), *OF_ITS_OWN) if _is_of_keras(part) else _of_any()
+        held = {key: value for key, value in vars(part).items() if key not in kept and key[:6] != "_self_"}
+        held = _content(held, names)
         with contextlib.suppress(NotImplementedError):  # a layer of the user's own need not have one
-            held |= part.get_config()
-        for key, value in held.items():
-            if key not in OF_ITS_OWN:
-                rest[f"{name}.{key}" if name else key] = _content(value, names)
+            held |= _content(part.get_config(), names, OF_ITS_OWN)
+        rest |= {f"{name}.{key}" if name else key: value for key, value in held.items()}
     return rest
 
 
@@ -256,18 +258,22 @@ def _of_any() -> set[str]:
     return {*vars(keras.layers.Layer(name="any")), *vars(model)}
 
 
-def _content(value: Any, names: dict[Any, str]) -> Any:
-    """What can be compared of `value`, without what each layer has of its own."""
+def _is_of_keras(value: Any) -> bool:
+    return type(value).__module__.startswith("keras.")
+
+
+def _content(value: Any, names: dict[Any, str], without: tuple[str, ...] = ()) -> Any:
+    """What can be compared of `value`; of a config without what each layer has of its own."""
     if isinstance(value, Mapping):
-        return {key: _content(value, names) for key, value in value.items() if key not in OF_ITS_OWN}
+        return {key: _content(item, names, without) for key, item in value.items() if key not in without}
     if isinstance(value, (list, tuple)):
-        return [_content(value, names) for value in value]
+        return [_content(item, names, without) for item in value]
     if id(value) in names:
         return names[id(value)]
     if isinstance(value, str):
         return names.get(value, value)
     if tf.is_tensor(value) and hasattr(value, "numpy") and not isinstance(value, tf.Variable):
         return value.numpy()
-    if type(value).__module__.startswith("keras."):  # an initializer, a policy of dtypes
-        return type(value), _content(value.get_config(), names) if hasattr(value, "get_config") else None
+    if _is_of_keras(value):  # an initializer, a policy of dtypes
+        return type(value), _content(value.get_config(), names, OF_ITS_OWN) if hasattr(value, "get_config") else None
     return value

@@ -191,7 +191,7 @@ def _check(modules: list[torch.nn.Module], trees: list[dict[str, torch.Tensor]])
     for i, (module, tree) in enumerate(zip(modules, trees, strict=True)):
         if any(map(is_lazy, tree.values())):
             raise alike.not_built(f"modules[{i}]", type(module).__name__)
-        for name, part in module.named_modules():
+        for name, part in module.named_modules():  # by name: the class is Dynamo's own
             if isinstance(part, torch.jit.ScriptModule) or type(part).__name__ == "OptimizedModule":
                 raise alike.compiled_before(f"modules[{i}].{name}".rstrip("."), type(part).__name__)
     kinds = [{name: type_before_parametrizations(part) for name, part in m.named_modules()} for m in modules]

@@ -263,6 +263,7 @@ CONSTANTS = {
     "a tensor": (lambda tf, i: tf.constant([i]), "array([2], dtype=int32)", "array([3], dtype=int32)"),
     "a list": (lambda tf, i: [i, {"b": tf.constant(i)}], "[2, {'b': np.int32(2)}]", "[3, {'b': np.int32(3)}]"),
     "an object": (lambda tf, i: np.float32(i), "np.float32(2.0)", "np.float32(3.0)"),
+    "a dict": (lambda tf, i: {"seed": i, "name": "any"}, "{'seed': 2, 'name': 'any'}", "{'seed': 3, 'name': 'any'}"),
 }
 
 

@@ -158,11 +158,18 @@ def test_functions_that_run_eagerly_have_gradients():
     assert dparams.numpy().tolist() == [12, 6, 4]
 
 
+def tripled(c, ys):
+    return 3 * c[0] if c[0] > 2 else c[0]
+
+
 CALLS = {
     "scan_layers": lambda tf_while, layer, w, x: tf_while.scan_layers(layer, w, x)[0],
     "unroll_layers": lambda tf_while, layer, w, x: tf_while.unroll_layers(layer=layer, stacked_params=w, init=x)[0],
     "vjp_layers": lambda tf_while, layer, w, x: tf_while.vjp_layers(layer, w, x, cotangents=(x, None))[0][0],
     "vmap_layers": lambda tf_while, layer, w, x: tf_while.vmap_layers(layer, w, x[None])[0][0],
+    "hvp_layers": lambda tf_while, layer, w, x: tf_while.hvp_layers(layer, tripled, w, x, tangents=(None, x, None))[0][
+        1
+    ],
     "gated": lambda tf_while, layer, w, x: tf_while.scan_layers(tf_while.gated(layer), w, x, w / w)[0],
 }
 
@@ -170,7 +177,8 @@ CALLS = {
 @pytest.mark.parametrize("jit", [False, True], ids=["", "XLA"])
 @pytest.mark.parametrize("name", CALLS)
 def test_autograph_goes_through_the_layer_alone(name, jit):
-    """1 + 2, which is more than 2, times 3, times 5. Through all that is here it would go for seconds."""
+    """1 + 2, which is more than 2, times 3, times 5; 3 * 3 * 5 is the gradient beside a Hessian product. Through all
+    that is here it would go for seconds. Where no tf.function is around, it goes through nothing."""
     tf_while = loaded("tf_while")
     import tensorflow as tf
 
@@ -187,6 +195,9 @@ def test_autograph_goes_through_the_layer_alone(name, jit):
     assert run(tf.constant([2.0, 3.0, 5.0]), tf.constant([1.0])).numpy().tolist() == [45]
     assert any("autograph_generated" in file for file in files)
     assert any(file.endswith(os.path.join("tf_while", "checks.py")) for file in files)
+    if name in ("scan_layers", "vjp_layers"):
+        with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+            CALLS[name](tf_while, layer, tf.constant([2.0, 3.0, 5.0]), tf.constant([1.0]))
 
 
 def test_tensors_may_be_compared_as_objects():
