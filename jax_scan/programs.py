@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,9 +19,8 @@ from jax import lax
 
 from reference import made_of
 
-MAX_PROGRAMS = 128  # those used last
 TREES = ("stacked_params", "init", "xs", "tangents", "cotangents")
-_programs: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
+_programs = made_of.Kept(128)
 _call = threading.local()
 
 
@@ -50,7 +48,7 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
         beside = jax.tree.leaves(made_of.identities(parts))
         if any(isinstance(value, jax.core.Tracer) for value in beside):
             return function(*args, **options)
-        program = _programs.pop(parts, None) or _new_program(function.__name__)
+        program = _programs.get(parts) or _new_program(function.__name__)
         before, _call.now = getattr(_call, "now", None), _Call(function, rest, _arrays(beside))
         try:
             result = program(_call.now.beside, trees)
@@ -59,8 +57,6 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
                 _programs[key] = program
         finally:
             _call.now = before
-        while len(_programs) > MAX_PROGRAMS:
-            _programs.popitem(last=False)
         return result
 
     return run

@@ -46,6 +46,20 @@ Head = tuple[Any, ...]  # all of it hashable
 Children = Iterable[tuple[Any, tuple[str, ...]]]  # each with the names by which the modules in it are read
 
 
+class Kept(collections.OrderedDict[Any, Any]):
+    """What is kept by what something is made of: of that, what was set last, at most so many."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        while len(self) > self.most:
+            self.popitem(last=False)
+
+
 class Same:
     """An object taken by identity: equal only while it lives, so that no other is taken for it at its address."""
 

@@ -15,8 +15,7 @@ from tf_while.edges import as_leaf
 from tf_while.private import in_forward_mode
 from tf_while.trees import flatten
 
-MAX_PROGRAMS = 256  # the oldest goes first
-_programs: dict[Any, Any] = {}
+_programs = made_of.Kept(256)
 
 
 def as_program(
@@ -38,7 +37,5 @@ def as_program(
         program = tf.function(lambda *arrays: run(*static, *pack(arrays)), input_signature=specs, autograph=False)
         # traced here and now: where functions are to run eagerly this is a graph still, and has its derivatives
         traced = program.get_concrete_function()
-        while len(_programs) >= MAX_PROGRAMS:
-            del _programs[next(iter(_programs))]
         _programs[key] = traced
     return _programs[key](*arrays)

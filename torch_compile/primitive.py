@@ -61,6 +61,7 @@ Body = Callable[..., Arrays]  # (number: int, carry, rows, read) -> carry
 class Seen(NamedTuple):
     """What one run of a layer has shown of it."""
 
+    y_floats: tuple[bool, ...] = ()  # for each y, whether it has a derivative
     draws: str = ""  # an operation that draws random numbers
     writes: str = ""  # one that writes into an array which the layer has not made
     reads: str = ""  # the dtype of a complex array that it closes over

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from reference.made_of import Same, made_of
+from reference.made_of import Kept
 from torch_compile import edges
+from torch_compile.looks import parts_of, stop_if_assumed
 from torch_compile.loops import Plan, unrolled
 from torch_compile.primitive import Arrays, joined, split
 from torch_compile.private import FailOnRecompileLimitHit, dynamo, memory_of
 
-MAX_PROGRAMS = 128  # those used last
-_programs: OrderedDict[Hashable, _Program] = OrderedDict()
+_programs = Kept(128)
 
 
 def run_compiled(
@@ -36,24 +35,12 @@ def run_compiled(
     for array, is_wanted in zip(arrays, wanted, strict=False):
         array.requires_grad_(is_wanted)
     num_layers = tuple(a.shape[0] for a in arrays[: len(stacked)] if a.shape[0] <= plan.span)
-    parts = tuple(_kind(part) for part in made_of((program, plan, wanted)))
     sizes = tuple(tuple(a.shape[1:]) for a in arrays[: plan.num_params])
     kinds = tuple((a.dtype, a.device, *(stride == 0 for stride in a.stride())) for a in arrays)
-    key = parts, num_layers, sizes, kinds, len(stacked), edges.BACKEND
-    kept = _programs.pop(key, None) or _Program(program, plan, len(stacked), arrays)
-    try:
-        with torch.set_grad_enabled(any(wanted)):
-            return arrays, kept.run(plan, arrays)
-    finally:
-        _programs[key] = kept
-        while len(_programs) > MAX_PROGRAMS:
-            _programs.popitem(last=False)
-
-
-def _kind(part: Any) -> Any:
-    """An array that a layer closes over is an argument of its program: of another, only the kind must be the same."""
-    array = part.refer() if isinstance(part, Same) else None
-    return (array.dtype, array.shape, array.device) if isinstance(array, torch.Tensor) else part
+    key = parts_of((program, plan, wanted)), num_layers, sizes, kinds, len(stacked), edges.BACKEND
+    kept = _programs[key] = _programs.get(key) or _Program(program, plan, len(stacked), arrays)
+    with torch.set_grad_enabled(any(wanted)):
+        return arrays, kept.run(plan, arrays)
 
 
 class _Program:
@@ -74,11 +61,14 @@ class _Program:
         program, count = self.program, self.num_stacked
 
         def run(plan: Plan, *arrays: torch.Tensor) -> Arrays:
+            stop_if_assumed()
             stacked, init = split(arrays, count)
             if torch.compiler.is_dynamo_compiling():
                 return joined(program(plan, stacked, init))
             return joined(unrolled(plan.step, stacked, init, plan.reverse))  # the user has switched compiling off
 
+        # of one code torch makes 256 programs in a process, and keeps them as long as the code lives
+        run.__code__ = run.__code__.replace()
         return edges.compile(run)
 
     def run(self, plan: Plan, arrays: Arrays) -> Arrays:

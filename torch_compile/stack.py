@@ -22,6 +22,7 @@ from torch_compile.autodiff import differentiable
 from torch_compile.checks import check_loop, prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
+from torch_compile.looks import looked_at_once
 from torch_compile.loops import Plan
 from torch_compile.primitive import Arrays
 from torch_compile.trees import Layer, unflatten
@@ -65,6 +66,7 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+@looked_at_once
 def scan_layers(
     layer: Layer,
     stacked_params: Any,

@@ -18,13 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reference import arguments
 from torch_compile import trees
 from torch_compile.autodiff import differentiable
-from torch_compile.checks import Flat, check_forward_mode, prepare
+from torch_compile.checks import Flat, prepare
 from torch_compile.edges import as_leaf
 from torch_compile.fallback import batched, pullback_of
+from torch_compile.looks import check_forward_mode, looked_at_once
 from torch_compile.primitive import Arrays, Step, split
 from torch_compile.trees import Layer, with_floats
 
 
+@looked_at_once
 def vjp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, cotangents: tuple[Any, Any], **options: Any
 ) -> tuple[Any, Any]:
@@ -36,6 +38,7 @@ def vjp_layers(
     return outputs, (dslices[0], dinit, dslices[1])
 
 
+@looked_at_once
 def jvp_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, tangents: tuple[Any, Any, Any], **options: Any
 ) -> tuple[Any, Any]:
@@ -45,6 +48,7 @@ def jvp_layers(
     return (carry, ys), (tcarry, tys)
 
 
+@looked_at_once
 def vmap_layers(
     layer: Layer, stacked_params: Any, init: Any, xs: Any = None, *, in_axes: Any = (None, 0, None), **options: Any
 ) -> tuple[Any, Any]:
@@ -55,6 +59,7 @@ def vmap_layers(
     return carry, trees.swap_axes(ys)
 
 
+@looked_at_once
 def hvp_layers(
     layer: Layer,
     loss: Callable[[Any, Any], torch.Tensor],
@@ -91,6 +96,7 @@ def hvp_layers(
     return (dtslices[0], dtinit, dtslices[1]), (dslices[0], dinit, dslices[1])
 
 
+@looked_at_once
 def vmap_vjp_layers(
     layer: Layer,
     stacked_params: Any,
@@ -133,19 +139,18 @@ def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -
 def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:
     """The stack of the layer's jvp: primals and tangents side by side in carry, slices and ys."""
     flat = prepare(layer, *primals, **options)
-    check_forward_mode(flat)
+    check_forward_mode(flat.plan.step, flat.init, flat.stacked)
     (stacked_params, init, xs), (tparams, tinit, txs) = (
         primals,
         trees.tangents_like("tangents", tangents, primals, INPUTS),
     )
     stacked, slices = trees.flatten(((stacked_params, xs), (tparams, txs)))
     carry_arrays, carry = trees.flatten((init, tinit))
-    is_float = flat.y_floats
-    like = [torch.empty(2) for _ in is_float]
-    moving = [a if floats else None for a, floats in zip(like, is_float, strict=True)]
+    like = [torch.empty(2) for _ in flat.plan.seen.y_floats]
+    moving = [a if is_float else None for a, is_float in zip(like, flat.plan.seen.y_floats, strict=True)]
     _, ys = trees.flatten((trees.unflatten(flat.ys, like), trees.unflatten(flat.ys, moving)))
     step = pushforward(flat.plan.step, len(flat.init), len(flat.stacked))
-    return Flat(flat.plan._replace(step=step), flat.y_floats, stacked, carry_arrays, carry, slices, ys)
+    return Flat(flat.plan._replace(step=step), stacked, carry_arrays, carry, slices, ys)
 
 
 def _vmap_flat(

@@ -40,11 +40,11 @@ FILES = (
     "graph_on_mesh.py",
     "edges.py",
 )
-# What JAX has no need of: the primitive made safe, what is not public, what a derivative keeps; in torch, what runs
-# layer by layer; in TensorFlow, a convolution's gradient.
+# What JAX has no need of: the primitive made safe, what is not public, what a derivative keeps; in torch, what a layer
+# shows and what runs layer by layer; in TensorFlow, a convolution's gradient.
 BESIDE = {
     "tf_while": ("convolution.py", "mesh_program.py", "parts.py", "primitive.py", "private.py", "residuals.py"),
-    "torch_compile": ("collectives.py", "fallback.py", "primitive.py", "private.py", "residuals.py"),
+    "torch_compile": ("collectives.py", "fallback.py", "looks.py", "primitive.py", "private.py", "residuals.py"),
 }
 # of reference: not the oracle, and no more than what frameworks must agree on
 WORDS = {f"reference.{name}" for name in ("alike", "arguments", "made_of", "meshes", "releases", "shapes")}

@@ -221,16 +221,16 @@ def test_nothing_leaks_over_many_calls(monkeypatch):
     """Neither layers, nor arrays that they close over, nor programs without end."""
     jax = importlib.import_module("jax")
     programs = importlib.import_module("jax_scan.programs")
-    monkeypatch.setattr(programs, "MAX_PROGRAMS", 5)
+    monkeypatch.setattr(programs._programs, "most", 5)
     objects, arrays = [], []
-    for i in range(programs.MAX_PROGRAMS + 10):
+    for i in range(15):
         layer, array = Scaled(float(i)), jax.numpy.full((2,), float(i))
         objects.append(weakref.ref(layer))
         arrays.append(weakref.ref(array))
         call("scan_layers", lambda c, p, layer=layer, array=array: (layer(c, p)[0] * array, None))
     del layer, array
     gc.collect()
-    assert len(programs._programs) == programs.MAX_PROGRAMS
+    assert len(programs._programs) == 5
     assert not any(refer() is not None for refer in (*objects, *arrays))
 
 

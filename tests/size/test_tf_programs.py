@@ -14,6 +14,7 @@ import os
 import numpy as np
 import pytest
 
+from reference.made_of import Kept
 from tests.conftest import loaded
 from tests.support.outside import FORMS, assert_near, forms, gradients
 
@@ -62,8 +63,7 @@ def test_programs_are_bounded_in_number(monkeypatch):
     tf_while, programs = loaded("tf_while"), importlib.import_module("tf_while.programs")
     import tensorflow as tf
 
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "MAX_PROGRAMS", 3)
+    monkeypatch.setattr(programs, "_programs", Kept(3))
     for scale in range(6):
         tf_while.scan_layers(lambda c, p, scale=scale: (c * p * scale, None), tf.ones([2]), tf.ones([1]))
     assert len(programs._programs) == 3

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from reference.made_of import Kept
 from tests.conftest import loaded
 
 pytestmark = pytest.mark.torch_backend("eager")  # which program serves which call is the question here
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.torch_backend("eager")  # which program serves which ca
 @pytest.fixture
 def torch_compile(monkeypatch):
     module = loaded("torch_compile")
-    monkeypatch.setattr(importlib.import_module("torch_compile.programs"), "_programs", type(kept())())
+    monkeypatch.setattr(importlib.import_module("torch_compile.programs"), "_programs", Kept(128))
     return module
 
 
@@ -131,6 +132,95 @@ def test_values_that_only_torch_sees(torch_compile):
         assert y.item() == scale**2
 
 
+def test_more_layers_than_torch_makes_programs_of_one_code(torch_compile):
+    import torch
+
+    with torch._dynamo.config.patch(accumulated_recompile_limit=4):  # as it comes 256
+        for scale in range(8):
+            layer = lambda c, p, scale=scale: (c * p * scale, None)  # noqa: E731
+            assert torch_compile.scan_layers(layer, torch.ones(2), torch.ones(1))[0].item() == scale**2
+
+
+def test_a_layer_is_looked_at_once(torch_compile, monkeypatch):
+    import torch
+
+    looks, counted = importlib.import_module("torch_compile.looks"), []
+    look = looks._eagerly
+
+    def counting(*given):
+        counted.append(given)
+        return look(*given)
+
+    monkeypatch.setattr(looks, "_eagerly", counting)
+    monkeypatch.setattr(looks, "_looks", Kept(128))
+    for i in range(5):
+        w, x, mask = torch.full((2, 3), 2.0), torch.full((3,), float(i)), torch.ones(3)
+        y, _ = torch_compile.scan_layers(lambda c, p, mask=mask: (c * p * mask, None), w, x)
+        assert y.tolist() == [4.0 * i] * 3
+    assert len(counted) == 1
+    with pytest.raises(ValueError, match="carry: expected"):  # what is new to Dynamo is looked at again
+        torch_compile.scan_layers(lambda c, p, mask=mask: (c * p * mask, None), torch.ones(2, 1, 3), torch.ones(3))
+    assert len(counted) == 2
+
+
+def becomes(part):
+    """(a layer of one part that `made_of` does not see, the part), and what is wrong of it with remat."""
+    import torch
+
+    outside = torch.zeros(3)
+    hidden: Any = torch.nn.Identity()
+    hidden.part = "plain"
+
+    def layer(c, p):
+        c = torch.tanh(c * p)
+        if hidden.part == "writes":
+            outside.copy_(c)
+        if hidden.part == "draws":
+            c = torch.dropout(c, 0.5, True)
+        y = {"one more y": c * 2, "of integers": (c * 3).int()}.get(hidden.part)
+        return c[:1] if hidden.part == "another shape" else c, y
+
+    return layer, hidden, outside
+
+
+@pytest.mark.parametrize("part", ["one more y", "of integers", "another shape", "writes", "draws"])
+def test_a_layer_that_changes_where_only_torch_sees_it_is_looked_at_again(torch_compile, part):
+    """Also where both have programs already."""
+    import torch
+
+    layer, hidden, outside = becomes(part)
+    for now in ("plain", "plain", part, "plain", part):
+        hidden.part = now
+        w, x = torch.full((4, 3), 0.5, requires_grad=True), torch.ones(3)
+        if now in ("another shape", "writes", "draws"):
+            with pytest.raises((TypeError, ValueError), match=r"(carry|layer): expected"):
+                torch_compile.scan_layers(layer, w, x, remat=True)
+            assert not outside.any()
+            continue
+        result, twin = (scan(layer, w, x) for scan in (torch_compile.scan_layers, torch_compile.unroll_layers))
+        torch.testing.assert_close(result, twin)
+        gradients = [torch.autograd.grad(y.sum(), w)[0] for y, _ in (result, twin)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_module_that_is_frozen_and_trained_again(torch_compile):
+    """A layer closes over it: Dynamo does not see of a module's parameter that it requires a gradient now."""
+    import torch
+
+    module, w, x = torch.nn.Linear(3, 3), torch.ones(4, 3), torch.ones(3)
+    for is_trained in (False, True, False, True):
+        module.requires_grad_(is_trained)
+        y, twin = (
+            scan(lambda c, p: (torch.tanh(module(c) * p), None), w, x)[0]
+            for scan in (torch_compile.scan_layers, torch_compile.unroll_layers)
+        )
+        torch.testing.assert_close(y, twin)
+        assert y.requires_grad == is_trained
+        if is_trained:
+            gradients = [torch.autograd.grad(a.sum(), list(module.parameters())) for a in (y, twin)]
+            torch.testing.assert_close(*gradients)
+
+
 def test_an_array_that_a_layer_reads_is_an_argument_of_its_program(torch_compile):
     import torch
 
@@ -145,7 +235,7 @@ def test_an_array_that_a_layer_reads_is_an_argument_of_its_program(torch_compile
 def test_programs_are_bounded_in_number(torch_compile, monkeypatch):
     import torch
 
-    monkeypatch.setattr("torch_compile.programs.MAX_PROGRAMS", 3)
+    monkeypatch.setattr(kept(), "most", 3)
     for scale in range(6):
         torch_compile.scan_layers(lambda c, p, scale=scale: (c * p * scale, None), torch.ones(2), torch.ones(1))
     assert len(kept()) == 3
