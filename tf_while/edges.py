@@ -56,6 +56,9 @@ def beside_autograph(function: Function) -> Function:
         args = (*map(read, names, args), *args[len(names) :])
         return as_it_is(*args, **{name: read(name, value) for name, value in options.items()})
 
+    # a `tf.function` that is given it as an argument would take what it wraps
+    run.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
+    del run.__wrapped__
     return autograph_artifact(run)
 
 

@@ -81,9 +81,9 @@ def look(layer: Layer, carry: Structure, slices: Structure, init: Arrays, stacke
         ys, y_floats = run(*given)
         return ys, Seen(y_floats, *_taken_back(start, first))
     if torch.compiler.is_exporting():  # not strictly: arrays note what becomes of them, and need not here
-        with disable_proxy_modes_tracing():
+        with disable_proxy_modes_tracing(), _rules() as rules:
             ys, y_floats = run(*without_values())
-            return ys, Seen(y_floats)
+        return ys, Seen(y_floats, no_jvp=_without_jvp(rules))
     return _shown(layer, (carry, slices), lambda: _eagerly(without_values, run))
 
 
@@ -92,8 +92,8 @@ def _eagerly(without_values: Callable[[], Any], run: Callable[..., Any]) -> Look
         given = without_values()
         with _Recorder(given) as recorder, _rules() as rules, _Outside() as outside:
             ys, y_floats = run(*given)
-    seen = recorder.seen | {"has_checkpoint": CheckpointFunction in rules, "closed_over": tuple(outside.arrays)}
-    return ys, Seen(y_floats, **seen)
+    seen = recorder.seen | {"has_checkpoint": CheckpointFunction in rules, "no_jvp": _without_jvp(rules)}
+    return ys, Seen(y_floats, **seen, closed_over=tuple(outside.arrays))
 
 
 # A look takes longer than a small layer. A stack called as it stands goes by what an equal layer has shown before, as
@@ -254,19 +254,16 @@ def has_jvp(rule: Any) -> bool:
     return rule.jvp is not torch.autograd.Function.jvp
 
 
+def _without_jvp(rules: set[Any]) -> str:
+    return "".join(rule.__name__ for rule in rules if not has_jvp(rule))
+
+
 @_never_alone
-def check_forward_mode(step: Step, init: Arrays, stacked: Arrays) -> None:
+def check_forward_mode(seen: Seen, step: Step, init: Arrays, stacked: Arrays) -> None:
     """Refuse a user's own derivative without a rule for forward mode: Dynamo would differentiate its forward code."""
-    missing = (_differentiated if torch.compiler.is_dynamo_compiling() else _applied)(step, init, stacked)
+    missing = _differentiated(step, init, stacked) if torch.compiler.is_dynamo_compiling() else seen.no_jvp
     if missing:
         raise arguments.no_forward_mode(missing)
-
-
-@torch.compiler.disable
-def _applied(step: Step, init: Arrays, stacked: Arrays) -> str:
-    with FakeTensorMode(allow_non_fake_inputs=True), _rules() as rules:
-        step(*_empty(init, stacked))
-    return "".join(rule.__name__ for rule in rules if not has_jvp(rule))
 
 
 def _differentiated(step: Step, init: Arrays, stacked: Arrays) -> str:
@@ -279,7 +276,7 @@ def _differentiated(step: Step, init: Arrays, stacked: Arrays) -> str:
         return [a for part in outputs for a in part if a.is_floating_point()]
 
     torch.func.vjp(run, *(a for a in (*carry, *slices) if a.is_floating_point()))
-    return Seen((), *_taken_back(start, start)).rule
+    return Seen((), *_taken_back(start, start)).no_jvp
 
 
 def _empty(init: Arrays, stacked: Arrays) -> tuple[Arrays, Arrays]:
@@ -335,7 +332,7 @@ def _replay(nodes: list[torch.fx.Node], recorder: _Recorder) -> None:
         values[node] = node.meta.get("example_value")
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, n.meta.get("example_value")))
         if str(node.target) == "autograd_function_apply":
-            recorder.seen["rule"] = "the autograd.Function"
+            recorder.seen["no_jvp"] = "the autograd.Function"
         elif isinstance(node.target, HigherOrderOperator):
             for used in node.all_input_nodes:
                 if used.op == "get_attr" and isinstance(inner := modules.get(str(used.target)), torch.fx.GraphModule):

@@ -68,7 +68,7 @@ class Seen(NamedTuple):
     raises: str = ""  # an operation that raises where its result is no good
     wrong_twice: str = ""  # one whose forward mode has a wrong derivative
     has_checkpoint: bool = False  # a reentrant torch.utils.checkpoint
-    rule: str = ""  # a derivative of the user's own
+    no_jvp: str = ""  # a derivative of the user's own without a rule for forward mode
     closed_over: tuple[torch.Tensor, ...] = ()  # arrays by which there may be a derivative
 
 

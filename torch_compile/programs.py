@@ -67,8 +67,7 @@ class _Program:
                 return joined(program(plan, stacked, init))
             return joined(unrolled(plan.step, stacked, init, plan.reverse))  # the user has switched compiling off
 
-        # of one code torch makes 256 programs in a process, and keeps them as long as the code lives
-        run.__code__ = run.__code__.replace()
+        run.__code__ = run.__code__.replace()  # code of its own: of one, torch makes 256 programs in a process
         return edges.compile(run)
 
     def run(self, plan: Plan, arrays: Arrays) -> Arrays:

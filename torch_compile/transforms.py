@@ -139,7 +139,7 @@ def _vjp(flat: Flat, cotangents: Callable[[tuple[Any, Any]], tuple[Any, Any]]) -
 def _jvp_flat(layer: Layer, primals: tuple[Any, Any, Any], tangents: Any, options: dict[str, Any]) -> Flat:
     """The stack of the layer's jvp: primals and tangents side by side in carry, slices and ys."""
     flat = prepare(layer, *primals, **options)
-    check_forward_mode(flat.plan.step, flat.init, flat.stacked)
+    check_forward_mode(flat.plan.seen, flat.plan.step, flat.init, flat.stacked)
     (stacked_params, init, xs), (tparams, tinit, txs) = (
         primals,
         trees.tangents_like("tangents", tangents, primals, INPUTS),
