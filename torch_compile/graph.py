@@ -32,9 +32,9 @@ from torch_compile.private import (
 
 UNITS = {"captured": "FX nodes", "lowered": "ATen FX nodes", "compiled": "kernel calls and their loops"}
 
-# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is; and
-# the loops within its kernels, because on the CPU one kernel may hold all layers.
-_KERNELS = r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+\.\w+\(|\bfor *\("
+# In Inductor's code: the call of a kernel it wrote (C++ or Triton), of an existing one, of an operator as it is, or a
+# copy; and the loops within its kernels, because on the CPU one kernel may hold all layers.
+_KERNELS = r"(?m)^ +(?:cpp|triton)_\w+(?:\.run)?\(|(?:extern_kernels|torch\.ops\.\w+\.\w+)\.\w+\(|\.copy_\(|\bfor *\("
 # What it defines there and calls, whatever its name: a region compiled once, forward or backward. The condition and the
 # body of a loop are no calls but the loop.
 _SUBGRAPHS = r"(?m)^def (?!while_loop_)(\w+)\(args\):"

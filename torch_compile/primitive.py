@@ -13,20 +13,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from torch_compile.private import (
+    BaseView,
     CachedMode,
     CachingMode,
     DispatchKey,
+    ExternKernel,
     FakeTensorMode,
     FunctionalTensorMode,
     HigherOrderOperator,
+    InplaceCopyFallback,
     IRNode,
     LazyVariableTracker,
     ModeKey,
+    MutableBox,
     ProxyTorchDispatchMode,
     PythonFunctionalizeAPI,
     Subgraph,
@@ -35,6 +40,7 @@ from torch_compile.private import (
     below_autograd,
     call_and_unflatten,
     cond_op,
+    copy_op,
     discard_graph_changes,
     dynamo,
     first_slice_copy,
@@ -274,7 +280,8 @@ def _mended(lowered: Callable[..., Any]) -> Callable[..., Any]:
         for part in args:
             if isinstance(part, Subgraph):
                 _set_apart(part.graph_module)
-        results = lowered(*args, **options)
+        with patch.dict(lowerings, {copy_op: _copied}):
+            results = lowered(*args, **options)
         arrays = [a for a in results if isinstance(a, IRNode) and a.get_device_or_error().type == "cpu"]
         inductor.graph.unaligned_buffers.update(a.get_name() for a in arrays)
         return results
@@ -302,8 +309,19 @@ def _set_apart(body: torch.fx.GraphModule) -> None:
     body.recompile()
 
 
-as_inductor_has_them: dict[Any, Any] = {operator: lowerings[operator] for operator in (while_loop_op, cond_op)}
-mended: dict[Any, Any] = {operator: _mended(lowered) for operator, lowered in as_inductor_has_them.items()}
+def _copied(into: Any, array: Any, non_blocking: bool = False) -> Any:
+    """What no kernel of Inductor makes, a product, is copied into its row without one: to build one takes a second."""
+    made = array
+    while isinstance(made, (MutableBox, BaseView)):
+        made = made.data
+    if not isinstance(made, ExternKernel):
+        return as_inductor_has_them[copy_op](into, array, non_blocking)
+    InplaceCopyFallback.create(into, array)
+    return into
+
+
+as_inductor_has_them: dict[Any, Any] = {operator: lowerings[operator] for operator in (while_loop_op, cond_op, copy_op)}
+mended: dict[Any, Any] = {operator: _mended(as_inductor_has_them[operator]) for operator in (while_loop_op, cond_op)}
 
 
 def donate_nothing() -> None:

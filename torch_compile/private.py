@@ -52,7 +52,15 @@ with names_of("torch"):
     from torch._inductor import config as inductor_config
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-    from torch._inductor.ir import IRNode, Subgraph
+    from torch._inductor.ir import (
+        BaseView,
+        ExternKernel,
+        InplaceCopyFallback,
+        InputBuffer,
+        IRNode,
+        MutableBox,
+        Subgraph,
+    )
     from torch._inductor.lowering import lowerings
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch._inductor.utils import fresh_cache
@@ -72,6 +80,7 @@ with names_of("torch"):
 
     # attributes, looked up now for the same words
     _ = forward_ad._current_level, torch.UntypedStorage._cdata, torch.ops.aten.mm.default._schema
+    copy_op = torch.ops.aten.copy_.default
     check_errors = torch.ops.aten._linalg_check_errors.default
     # what they keep for their derivative is constant to that of their forward mode, as in pytorch/pytorch#196700
     wrong_twice = {torch.ops.aten.native_layer_norm, torch.ops.aten.native_batch_norm}

@@ -137,7 +137,7 @@ HOUSEKEEPING = re.compile(
     r"empty_strided_\w+|reinterpret_tensor|alloc_from_pool|assert_\w+|\w+\.(?:clear|clone|item)"
     r"|\w*RuntimeError|while_loop_\w+|torch\.as_strided|int|float|bool|len|range|max|min"
 )
-COUNTED = re.compile(r"(?:cpp|triton)_\w+|extern_kernels\.\w+|torch\.ops\.\w+\.\w+\.\w+")
+COUNTED = re.compile(r"(?:cpp|triton)_\w+|extern_kernels\.\w+|torch\.ops\.\w+\.\w+\.\w+|.*\.copy_")
 
 
 def kernel_calls(code):
