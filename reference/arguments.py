@@ -18,6 +18,8 @@ FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 def not_an_array(name: str, value: object) -> TypeError:
     """The error for a value that is no array of the framework: converting it here could cast it unseen."""
     got = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if got.startswith("torch.") and str(getattr(value, "layout", "torch.strided")) != "torch.strided":
+        got += f" of {value.layout}"  # type: ignore[attr-defined]
     return TypeError(f"{name}: expected an array of this framework (from_numpy makes one), got {got}")
 
 

@@ -80,6 +80,8 @@ def to_numpy(array: torch.Tensor) -> np.ndarray:
 def as_leaf(value: Any) -> arguments.Leaf | arguments.Branch | None:
     """Shape and dtype of an array, or a container that torch's pytree knows, for the checks of arguments; else None."""
     if isinstance(value, torch.Tensor):
+        if value.is_nested or value.is_quantized or value.layout is not torch.strided:
+            return None
         return arguments.Leaf(tuple(value.shape), str(value.dtype).removeprefix("torch."))
     value = plain(value)
     if isinstance(value, (dict, list, tuple)):

@@ -8,11 +8,13 @@ Source: https://docs.pytorch.org/docs/2.13/notes/extending.func.html
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from reference import arguments
@@ -28,6 +30,7 @@ from torch_compile.private import (
     is_legacy_batchedtensor,
     pytree,
     scan,
+    within_checkpoint,
 )
 from torch_compile.programs import run_compiled
 from torch_compile.trees import with_floats
@@ -87,6 +90,10 @@ def check_seen(plan: Plan, is_differentiated: bool) -> None:
         raise arguments.checkpoint_within("torch.utils.checkpoint")
 
 
+def _as_it_is(array: torch.Tensor) -> torch.Tensor:
+    return array
+
+
 class _Run:
     """A stack, and what its forward pass has kept for its backward pass."""
 
@@ -98,17 +105,23 @@ class _Run:
         self.outputs: Arrays = []
 
     def forward(self, arrays: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        # in a checkpoint nothing is to be kept, and what is saved while a program is traced is none of its arrays
+        return self._run(arrays, any(self.wanted) and not within_checkpoint())
+
+    def _run(self, arrays: Sequence[torch.Tensor], keeps: bool) -> tuple[torch.Tensor, ...]:
         stacked, init, closed = split(arrays, *self.counts)
         plan = self.plan._replace(seen=self.plan.seen._replace(closed_over=()))
-        leaves, outputs = run_compiled(self.program, plan, stacked, init, self.wanted)
-        if any(self.wanted):
+        wanted = self.wanted if keeps else (False,) * len(arrays)
+        leaves, outputs = run_compiled(self.program, plan, stacked, init, wanted)
+        if keeps:
             self.leaves, self.outputs = [*leaves, *closed], outputs
         return tuple(a.detach() for a in outputs)
 
     def backward(self, arrays: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        if not self.outputs:  # another level of torch.func ran forwards
+        if not self.outputs:  # another level of torch.func ran forwards, or a checkpoint
             check_seen(self.plan._replace(remat=1), True)
-            self.forward(arrays)
+            with saved_tensors_hooks(_as_it_is, _as_it_is) if within_checkpoint() else contextlib.nullcontext():
+                self._run(arrays, True)
         floats = [a for a in self.outputs if a.is_floating_point()]
         pairs = [(a, d) for a, d in zip(floats, cotangents, strict=True) if a.requires_grad]
         leaves = [a for a, is_wanted in zip(self.leaves, self.wanted, strict=True) if is_wanted]
@@ -193,7 +206,8 @@ class _Stack(torch.autograd.Function):
         stacked = [a if dim is None else a.movedim(dim, 1) for a, dim in zip(stacked, stacked_dims, strict=True)]
         # The carry of a batched stack is batched, whatever init was.
         init = [_batch(info, a, dim, 0) for a, dim in zip(init, init_dims, strict=True)]
-        run = run.anew(batched(run.plan.step, tuple(dim is not None for dim in stacked_dims)), run.wanted)
+        is_batched = tuple(dim is not None for dim in stacked_dims)
+        run = run.anew(batched(run.plan.step, is_batched, info.randomness), run.wanted)
         outputs = _Stack.apply(run, *stacked, *init)
         return outputs, (*[0] * len(init), *[1] * (len(outputs) - len(init)))
 
@@ -231,7 +245,7 @@ class _StackVjp(torch.autograd.Function):
         places = [1] * run.counts[0] + [0] * num_carry + [0] * num_dcarry
         places += [1] * (len(arrays) - len(places))
         together = [_batch(info, *each) for each in zip(arrays, in_dims[1:], places, strict=True)]
-        anew = run.anew(batched(run.plan.step, (True,) * run.counts[0]), run.wanted)
+        anew = run.anew(batched(run.plan.step, (True,) * run.counts[0], info.randomness), run.wanted)
         gradients = _StackVjp.apply(anew, *together)
         num_stacked = sum(run.wanted[: run.counts[0]])
         return gradients, (*[1] * num_stacked, *[0] * (len(gradients) - num_stacked))
@@ -265,12 +279,12 @@ def pullback_of(run: Callable[[Arrays], Any], arrays: Arrays) -> tuple[Any, Call
     return [[a.detach() for a in part] for part in results], by_autograd
 
 
-def batched(step: Step, is_batched: tuple[bool, ...]) -> Step:
+def batched(step: Step, is_batched: tuple[bool, ...], randomness: str = "error") -> Step:
     """`step` for a batch of carries, and of those slices that are batched."""
 
     def moved(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
         dims = [0] * len(carry), [0 if has_batch else None for has_batch in is_batched]
-        return torch.func.vmap(step, in_dims=dims)(carry, slices)
+        return torch.func.vmap(step, in_dims=dims, randomness=randomness)(carry, slices)
 
     return moved
 

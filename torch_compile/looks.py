@@ -108,13 +108,14 @@ class _Call:
 
     may_assume = True
     assumes = False  # what an earlier look at the layer has shown
+    has_begun = False  # to run its program
 
 
 _call: ContextVar[_Call | None] = ContextVar("_call", default=None)
 
 
 def looked_at_once(stack: Callable[..., Any]) -> Callable[..., Any]:
-    """Let `stack` go by an earlier look at its layer, or look again where Dynamo does, and where anything fails."""
+    """Let `stack` go by an earlier look at its layer, or look again where Dynamo does, and where it is refused."""
 
     @functools.wraps(stack)
     def called(*args: Any, **options: Any) -> Any:
@@ -133,7 +134,7 @@ def _once_or_again(stack: Callable[..., Any], args: Any, options: Any) -> Any:
         try:
             return stack(*args, **options)
         except Exception:
-            if not call.assumes:
+            if not call.assumes or call.has_begun:
                 raise
         call.may_assume = call.assumes = False
         return stack(*args, **options)
@@ -165,10 +166,16 @@ def parts_of(value: Any) -> tuple[Any, ...]:
     return tuple((a.dtype, a.shape, a.device) if isinstance(a, torch.Tensor) else part for part, a in arrays)
 
 
+def begin() -> None:
+    """A program runs from here on, if it is compiled already."""
+    if (call := _call.get()) is not None:
+        call.has_begun = True
+
+
 @torch.compiler.assume_constant_result  # so it runs while a program is traced
 def stop_if_assumed() -> None:
-    call = _call.get()
-    if call is not None and call.assumes:
+    if (call := _call.get()) is not None and call.assumes:
+        call.has_begun = False
         raise RuntimeError("the layer is looked at again")
 
 

@@ -18,6 +18,7 @@ with names_of("torch"):
     from torch._C import _AutoDispatchBelowAutograd as below_autograd
     from torch._C import _get_dispatch_mode as get_dispatch_mode
     from torch._C import _TorchDispatchModeKey as ModeKey
+    from torch._C._autograd import _top_saved_tensors_default_hooks as top_hooks
     from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, is_legacy_batchedtensor
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.eval_frame import skip_code
@@ -90,6 +91,12 @@ with names_of("torch"):
 
 def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
+
+
+def within_checkpoint() -> bool:
+    """Whether what autograd saves here is dropped, and made again when it is asked for (torch.utils.checkpoint)."""
+    hooks = top_hooks(True)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 def process_group(name: str) -> torch.distributed.ProcessGroup:

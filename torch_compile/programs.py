@@ -17,7 +17,7 @@ import torch
 
 from reference.made_of import Kept
 from torch_compile import edges
-from torch_compile.looks import parts_of, stop_if_assumed
+from torch_compile.looks import begin, parts_of, stop_if_assumed
 from torch_compile.loops import Plan, unrolled
 from torch_compile.primitive import Arrays, joined, split
 from torch_compile.private import FailOnRecompileLimitHit, dynamo, memory_of
@@ -77,6 +77,7 @@ class _Program:
             # torch specialises on 0 and 1; and where not more layers than a step holds, there is no loop
             if arrays[i].shape[axis] > (self.span if axis == 0 and i < self.num_stacked else 1):
                 dynamo.maybe_mark_dynamic(arrays[i], axis)
+        begin()
         try:
             return self.compiled(plan, *arrays)
         except FailOnRecompileLimitHit:  # eight programs: begin again

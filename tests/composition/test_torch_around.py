@@ -271,6 +271,22 @@ def test_gradients_of_a_batch(name, options):
 
 
 @pytest.mark.torch_backend("aot_eager")
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_random_numbers_of_a_batch(randomness):
+    """Drawn as `torch.func.vmap` is asked to, of the loop the same ones."""
+    torch_compile = loaded("torch_compile")
+    import torch
+
+    def run(scan):
+        torch.manual_seed(0)
+        stack = lambda x: scan(lambda c, w: (torch.tanh(c @ w) + torch.randn(3), None), torch.ones(4, 3, 3), x)[0]  # noqa: E731
+        return torch.func.vmap(stack, randomness=randomness)(torch.ones(2, 3))
+
+    y = run(torch_compile.scan_layers)
+    assert torch.equal(y[0], y[1]) == (randomness == "same")
+    torch.testing.assert_close(y, run(torch_compile.unroll_layers))
+
+
 def test_second_derivatives_of_a_stack_in_a_stack():
     torch, layer, w, x = problem()
 

@@ -5,6 +5,7 @@ What is wrong with arguments is said before the layer is looked at, what is wron
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from implementations.check.dialect import flat, ops, with_arrays
 from reference.arguments import leaves
 from reference.stack import tree_map
+from tests.conftest import loaded
 
 pytestmark = pytest.mark.torch_backend("eager")
 ANY_ARRAY = "expected an array of this framework (from_numpy makes one)"
@@ -271,6 +273,21 @@ def test_transforms_say_the_same_of_arguments_and_layers(implementation, form):
 def test_words_of_arguments_stand_inside_the_users_function(implementation, given, exception, message):
     words = message.replace("numpy.ndarray", "numpy")  # torch takes a NumPy array for a scalar of NumPy here
     assert_said_inside(implementation, "scan_layers", keep, arguments_for(implementation, **given), words)
+
+
+SPARSE = {
+    "torch_compile": lambda array: array.to_sparse(),
+    "tf_while": lambda array: importlib.import_module("tensorflow").sparse.from_dense(array),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_arrays(name):
+    """JAX's are containers of arrays, and are taken for those."""
+    implementation = loaded(name)
+    array = implementation.from_numpy(np.eye(3, dtype=np.float32))
+    with pytest.raises(TypeError, match=f"init: {re.escape(ANY_ARRAY)}, got .*parse"):
+        implementation.scan_layers(lambda c, p: (c, None), array[None], SPARSE[name](array))
 
 
 @pytest.mark.parametrize("name", ["unroll 0", "remat None"])
