@@ -171,7 +171,15 @@ CALLS = {
         1
     ],
     "gated": lambda tf_while, layer, w, x: tf_while.scan_layers(tf_while.gated(layer), w, x, w / w)[0],
+    "an argument": lambda tf_while, layer, w, x: an_argument(tf_while.scan_layers, layer, w, x),
 }
+
+
+def an_argument(scan, layer, w, x):
+    """A tf.function takes of a function that wraps another the other."""
+    import tensorflow as tf
+
+    return tf.function(lambda scan, w, x: scan(layer, w, x)[0])(scan, w, x)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["", "XLA"])
