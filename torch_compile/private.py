@@ -53,15 +53,7 @@ with names_of("torch"):
     from torch._inductor import config as inductor_config
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-    from torch._inductor.ir import (
-        BaseView,
-        ExternKernel,
-        InplaceCopyFallback,
-        InputBuffer,
-        IRNode,
-        MutableBox,
-        Subgraph,
-    )
+    from torch._inductor.ir import BaseView, ExternKernel, InplaceCopyFallback, IRNode, MutableBox, Subgraph
     from torch._inductor.lowering import lowerings
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch._inductor.utils import fresh_cache
