@@ -53,12 +53,6 @@ TORCH_INSIDE = Yes(
     f"{TORCH_ISSUES}174067",
 )
 TORCH_LOOP = Yes("runs layer by layer: right to any order, but of size N", f"{TORCH_ISSUES}91469")
-TORCH_AUTOCAST = No(
-    "it would change dtypes within a layer, so it is refused: cast_params casts in sight",
-    "https://docs.pytorch.org/docs/2.13/amp.html",
-    "builtins.RuntimeError",
-    TORCH,
-)
 JAX_EXPORT = Yes("by jax.export with a symbolic N, its derivative too")
 TORCH_EXPORT = Yes("by torch.export with a Dim, or packed by AOTInductor, forwards alone")
 TF_EXPORT = Yes("as a SavedModel with None for N, its derivative too")
@@ -181,7 +175,7 @@ TABLE: dict[str, tuple[State, State, State]] = {
     "gates: early exit, padded depth": (Yes(), Yes(), Yes()),
     "dropout: one key a layer": (Yes(), Yes(), Yes()),
     "mixed precision: bfloat16 carry, float32 params": (Yes(), Yes(), Yes()),
-    "autocast around the stack": (JAX_AUTOCAST, TORCH_AUTOCAST, TF_AUTOCAST),
+    "autocast around the stack": (JAX_AUTOCAST, Yes(), TF_AUTOCAST),
     "which layer made the NaN": (Yes(), Yes(), Yes()),
     "the stack by name in a profile": (Yes(), Yes(), Yes()),
 }

@@ -41,12 +41,13 @@ def prepare(
 
     Raises:
         TypeError, ValueError: words in reference/arguments.py
-        RuntimeError: torch.autocast is on: it would change the dtype of the carry, in the forward pass alone
+        RuntimeError: by `check_loop`
     """
     arguments.check_scan(as_leaf, stacked_params, init, xs, reverse, unroll, remat)
     stacked, slices = flatten((stacked_params, xs))
     carry_arrays, carry = flatten(init)
     check_loop(*stacked, *carry_arrays)
+    layer = _as_around(layer, carry_arrays or stacked)
     ys, seen = look(layer, carry, slices, carry_arrays, stacked)
     num_params = len(stacked) - len(flatten(xs)[0])
     plan = Plan(_step(layer, carry, slices, ys), reverse, unroll, int(remat), num_params, seen)
@@ -54,15 +55,32 @@ def prepare(
 
 
 def check_loop(*arrays: torch.Tensor) -> None:
-    """What torch's loops do not take: autocast or torch.jit.trace around them, and arrays that lie on many devices."""
+    """What torch's loops do not take: torch.jit.trace around them, and arrays that lie on many devices."""
     if torch.jit.is_tracing():
         raise RuntimeError("torch.jit.trace: expected none around a stack of layers; torch.export.export holds one")
     # by name: to import it takes longer than all of this folder (https://github.com/pytorch/pytorch/issues/172568)
     if any(type(a).__name__ == "DTensor" for a in arrays):
         raise meshes.no_loop("DTensor")
+
+
+def autocast_around(arrays: Arrays) -> torch.dtype | None:
+    """The dtype of an autocast around a stack of such arrays."""
     device = arrays[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
-        raise RuntimeError("autocast: expected it off around a stack of layers, got on; cast_params casts in the layer")
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+    return torch.get_autocast_dtype(device) if is_on else None
+
+
+def _as_around(layer: Layer, arrays: Arrays) -> Layer:
+    """`layer` under the autocast that is around its stack: loops are made without (primitive.py)."""
+    dtype, device = autocast_around(arrays), arrays[0].device.type
+    if dtype is None:
+        return layer
+
+    def run(*args: Any) -> Any:
+        with torch.autocast(device, dtype, cache_enabled=False):  # what it would keep is one layer's
+            return layer(*args)
+
+    return run
 
 
 def _step(layer: Layer, carry: Structure, slices: Structure, ys: Structure) -> Step:

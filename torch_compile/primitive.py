@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -119,7 +120,7 @@ def while_loop(body: Body, first: Any, steps: int, by: int, carry: Arrays, rows:
     number, end = (torch.scalar_tensor(i, dtype=torch.int64) for i in (first, first + steps * by))
     values = (number, *owned(carry), *joined(rows)), (end, *joined(read))
     functional = get_dispatch_mode(ModeKey.FUNCTIONAL)
-    with below_autograd():
+    with below_autograd(), without_autocast([*carry, *joined(read), number]):
         if functional is None:
             _, *out = while_loop_op(goes_on, flat, *values)
         else:  # which would take the writing for a mistake
@@ -128,6 +129,12 @@ def while_loop(body: Body, first: Any, steps: int, by: int, carry: Arrays, rows:
                 out = while_loop_op(goes_on, flat, *api.unwrap_tensors(values))  # type: ignore[arg-type]
             _, *out = api.wrap_tensors(out)
     return out[: len(carry)], split(out[len(carry) :], *num_rows[:-1])
+
+
+def without_autocast(arrays: Arrays) -> Any:
+    """No autocast in here: what the one around a stack does is in each layer already (checks.py)."""
+    device = arrays[0].device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def joined(lists: Any) -> list[Any]:

@@ -17,7 +17,7 @@ import torch
 from torch.fx.traceback import preserve_node_meta
 
 from torch_compile.loops import Rule
-from torch_compile.primitive import Arrays, owned, split
+from torch_compile.primitive import Arrays, owned, split, without_autocast
 from torch_compile.private import (
     CheckpointPolicy,
     FunctionalTensorMode,
@@ -163,7 +163,7 @@ def _functional(function: Any, arrays: Arrays) -> Graph:
     """Its graph, in which nothing is written in place and nothing returned is an argument."""
     run = dispatch_functionalize(lambda *arrays: owned(function(*arrays)), FunctionalTensorMode())
     # Not what a checkpoint around the stack says of its operations; nor is NaN looked for where there are no numbers.
-    with preserve_node_meta(False), torch.autograd.set_detect_anomaly(False):
+    with preserve_node_meta(False), torch.autograd.set_detect_anomaly(False), without_autocast(arrays):
         return materialize_as_graph(run, tuple(arrays), force_enable_grad=True)
 
 

@@ -19,7 +19,7 @@ import torch
 from reference import arguments
 from torch_compile import loops
 from torch_compile.autodiff import differentiable
-from torch_compile.checks import check_loop, prepare
+from torch_compile.checks import autocast_around, check_loop, prepare
 from torch_compile.edges import as_leaf, named_scope
 from torch_compile.layers import dense
 from torch_compile.looks import looked_at_once
@@ -51,6 +51,8 @@ def scan_apply_layers(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """
     _check(weights, x)
     check_loop(weights, x)
+    if autocast_around([weights]):
+        prepare(dense, weights, x, None)  # which refuses a carry that changes its dtype
 
     # The three things to get right, in the order in which they go wrong:
     # - scan runs over axis 0, so layers must be stacked along axis 0: weights[i] is layer i;

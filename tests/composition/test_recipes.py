@@ -11,6 +11,7 @@ from implementations.check.dialect import from_numpy, layer_of, ops, pullback, t
 from implementations.check.problems import ACTIVATIONS, D, as_float64, make_cell, problem
 from reference import cases
 from reference.stack import apply_layers, run_layers, tree_map
+from tests.conftest import loaded
 from tests.support.problems import assert_program
 
 quick = pytest.mark.torch_backend("aot_eager")
@@ -142,13 +143,49 @@ def test_integers_among_the_params_are_not_cast(implementation):
 
 
 @pytest.mark.covers("autocast around the stack")
-def test_autocast_around_the_stack(implementation):
-    """It would change the dtypes within a layer: silently is the one way in which it must not."""
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [("as it stands", {}), ("as it stands", {"remat": True}), ("compiled", {"remat": 2, "unroll": 2}), ("with it", {})],
+)
+def test_autocast_around_the_stack(implementation, way, options):
+    """As around the loop. bfloat16 has no 257 and no 514, which become 256 and 512 in products, and nowhere else: the
+    carry is 1, 1 + 256, 257 + 256 * 256. A product that the layer takes out of it is of 257 to the end, and back."""
     import torch
 
-    weights, x = from_numpy(implementation, (CASE.weights, CASE.x))
-    with torch.autocast(x.device.type, dtype=torch.bfloat16):
-        implementation.scan_layers(implementation.LAYERS["dense"], weights, x)
+    device = from_numpy(implementation, CASE.x).device.type
+
+    def layer(carry, w):
+        with torch.autocast(device, enabled=False):
+            exact = carry @ w
+        return carry + (y := carry @ w), (y, exact)
+
+    def apply(w, x):
+        return implementation.scan_layers(layer, w, x, **options)
+
+    def under_autocast(w, x):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return (torch.compile(apply) if way == "compiled" else apply)(w, x)
+
+    eye = np.eye(2, dtype=np.float32)
+    leaves = [a.requires_grad_() for a in from_numpy(implementation, (257 * np.stack([eye, eye]), eye))]
+    carry, (ys, exact) = (torch.compile(under_autocast) if way == "with it" else under_autocast)(*leaves)
+    assert (carry.dtype, ys.dtype, exact.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+    torch.autograd.backward([carry.diagonal().sum(), exact.diagonal(0, 1, 2).sum()])
+    found = [carry.detach(), *ys.detach().float(), *exact.detach(), *leaves[0].grad, leaves[1].grad]
+    wanted = [65793, 256, 65536, 257, 257 * 257, 512 + 1, 256 + 257, 514 + 256 * 512 + 257]
+    for observed, number in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(implementation.to_numpy(observed), number * eye, strict=True)
+
+
+def test_autocast_that_changes_the_dtype_of_the_carry_is_refused():
+    torch_compile = loaded("torch_compile")
+    import torch
+
+    weights, x = from_numpy(torch_compile, (CASE.weights, CASE.x))
+    for form in ("scan_apply_layers", "unroll_apply_layers"):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16), pytest.raises(TypeError) as caught:
+            getattr(torch_compile, form)(weights, x)
+        assert str(caught.value) == "carry: expected float32[7] (that of init), got bfloat16[7]"
 
 
 @quick
