@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from reference import arguments
-from torch_compile.primitive import as_inductor_has_them
-from torch_compile.private import cache_dir, fresh_cache, functorch_config, lowerings, pytree
+from torch_compile.primitive import as_inductor_has_them, as_torch_has_it, rules_of_loop
+from torch_compile.private import FakeTensorMode, cache_dir, fresh_cache, functorch_config, lowerings, pytree
 
 BACKEND = "inductor"  # what compiles; the tests also use a quicker one
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where arrays are made, as in JAX and TensorFlow
@@ -49,6 +49,7 @@ def set_back() -> None:
     """Set back what a compiled stack has set, the first in this thread alone (primitive.py says why)."""
     functorch_config.donated_buffer = True
     lowerings.update(as_inductor_has_them)
+    rules_of_loop[FakeTensorMode] = as_torch_has_it
 
 
 @contextlib.contextmanager

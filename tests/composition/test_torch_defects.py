@@ -240,10 +240,40 @@ def test_what_a_compiled_stack_sets_is_set_back():
         False,
         primitive.mended[primitive.while_loop_op],
     )
+    assert primitive.rules_of_loop[primitive.FakeTensorMode] is not primitive.as_torch_has_it
     torch_compile.set_back()
     assert config.donated_buffer
+    assert primitive.rules_of_loop[primitive.FakeTensorMode] is primitive.as_torch_has_it
     for operator, lowered in primitive.as_inductor_has_them.items():
         assert primitive.lowerings[operator] is lowered
+
+
+def test_no_layer_runs_once_more_for_the_shapes_of_a_loop(monkeypatch):
+    """torch has the body of a loop run for them, six times while this is compiled. A loop of the user's that
+    carries what is not in order in memory, it still has."""
+    torch_compile, primitive = loaded("torch_compile"), importlib.import_module("torch_compile.primitive")
+    import torch
+
+    asked: list[str] = []
+    rule = primitive.as_torch_has_it
+
+    def counted(*args):
+        asked.append("once more")
+        return rule(*args)
+
+    monkeypatch.setattr(primitive, "as_torch_has_it", counted)
+    weights, x = torch.ones(2, 3, 3).requires_grad_(), torch.ones(3)
+    torch.compile(lambda w, x: torch_compile.scan_layers(lambda c, w: (torch.tanh(w @ c), c), w, x)[0].sum())(
+        weights, x
+    ).backward()
+    assert asked == []
+    transposed = torch.compile(
+        lambda x: torch.while_loop(lambda i, _: i < 3, lambda i, c: (i + 1, c + i), (torch.tensor(0), x.t()))[1]
+    )
+    square = torch.arange(9.0).reshape(3, 3)
+    assert torch.equal(transposed(square), square.t() + 3)
+    assert transposed(square).stride() == (1, 3)
+    assert asked
 
 
 # torch 2.13, Inductor's C++: carries that are equal, or whose cotangents are.
