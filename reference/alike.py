@@ -21,6 +21,14 @@ def has_losses(name: str) -> TypeError:
     return TypeError(f"modules: expected no losses of their own, got those of {name}; add them to the loss outside")
 
 
+def saved_whole(names: Sequence[str]) -> NotImplementedError:
+    """The error for a stack that is to be saved whole, whose modules share variables: each would load its own."""
+    return NotImplementedError(
+        f"scanned: expected no variables of all modules in a model that is saved whole, got {', '.join(names)}; "
+        "save its weights, with `save_weights`"
+    )
+
+
 def changes_itself(name: str) -> TypeError:
     """The error for a module that changes its arrays, where the one that stands for all cannot be changed."""
     return TypeError(f"modules: expected ones that change no array of theirs, got {name}; from_modules has it in ys")

@@ -103,27 +103,44 @@ def scanned(modules: Sequence[Any], **options: Any) -> Any:
     """As `jax_scan.scanned`: a Keras layer, whose variables are the stacked ones.
 
     Keras has no state_dict: load the weights of the modules before, and write them back with `to_modules(layer.
-    stacked_params, modules)`. It writes the variables that its modules write.
+    stacked_params, modules)`. It writes the variables that its modules write. A model with it is saved whole, and
+    loaded with `custom_objects={"Scanned": tf_while.modules.scanned_class()}`.
     """
-    return _scanned_class()(modules, options)
+    return scanned_class()(modules, options)
 
 
 @functools.cache
-def _scanned_class() -> Any:
+def scanned_class() -> Any:
     """A class of Keras's, made when it is asked for: importing this folder does not import Keras."""
 
     class Scanned(_keras().layers.Layer):  # type: ignore[misc]
         """What `scanned` returns."""
 
-        def __init__(self, modules: Sequence[Any], options: dict[str, Any]) -> None:
+        def __init__(self, modules: Sequence[Any], options: dict[str, Any], name: str | None = None) -> None:
             modules = alike.check_modules(modules, _is_module)
-            super().__init__(dtype=modules[0].dtype_policy)
+            super().__init__(dtype=modules[0].dtype_policy, name=name)
             self.layer, self.params = from_modules(modules)
             # those of all modules, so that Keras trains and saves them too
             self.shared = {name: a for name, a in _arrays(modules[0]).items() if name not in self.params}
             self.frozen = functools.partial(_frozen, modules[0])
             self.is_trained: bool | None = None
-            self.options, self.built = options, True
+            self.num_layers, self.options, self.built = len(modules), options, True
+
+        def get_config(self) -> dict[str, Any]:
+            """One module, for all, and what each is; the variables are saved beside it."""
+            if self.shared:
+                raise alike.saved_whole(sorted(self.shared))
+            (module,) = self.frozen.args
+            config = {"name": self.name, "num_layers": self.num_layers, "trainable": self.is_trained}
+            return config | {"module": _keras().saving.serialize_keras_object(module), "options": self.options}
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            modules = [_read(config["module"]) for _ in range(config["num_layers"])]
+            made = cls(modules, config["options"], config["name"])
+            if config["trainable"] is not None:
+                made.trainable = config["trainable"]
+            return made
 
         @property
         def stacked_params(self) -> dict[str, Any]:
@@ -167,6 +184,16 @@ def _frozen(module: Any, is_trained: bool | None) -> Iterator[None]:
         for part, value in zip(parts, before, strict=True):
             if part.trainable != value:
                 part.trainable = value
+
+
+def _read(config: dict[str, Any]) -> Any:
+    """The module that is described, built."""
+    keras = _keras()
+    module = keras.saving.deserialize_keras_object(config)
+    shape = config.get("build_config", {}).get("input_shape")
+    if shape and not all(part.built for _, part in _walk(module) if _is_module(part)):  # as one without `build` is
+        module(keras.Input(batch_shape=shape))
+    return module
 
 
 def _keras() -> Any:
@@ -246,7 +273,8 @@ def _rest(layers: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-OF_ITS_OWN = ("name", "seed", "built", "build", "quantize")  # seeds are variables
+# seeds are variables; an id is given where a model is saved or loaded
+OF_ITS_OWN = ("name", "seed", "built", "build", "quantize", "shared_object_id")
 
 
 @functools.cache

@@ -144,6 +144,25 @@ def test_a_keras_model_with_a_stack_in_it_trains(tf_while):
     close(*(model(x) for model in models))
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_model_with_a_stack_in_it_is_saved_whole(tf_while, tmp_path, is_frozen):
+    """And is what it was, backwards, in training too: the same masks of dropout, the same statistics."""
+    import keras
+
+    modules, (x,) = modules_of("encoder", 3, rate=0.2, statistics=True)
+    stack = tf_while.scanned(modules, reverse=True)
+    stack.trainable = not is_frozen
+    model = keras.Sequential([keras.Input(x.shape[1:], dtype="float64"), stack])
+    model(x, training=True)
+    model.save(tmp_path / "model.keras")
+    known = {"Scanned": tf_while.modules.scanned_class(), "Encoder": kinds()["encoder"]}
+    read = keras.models.load_model(tmp_path / "model.keras", custom_objects=known)
+    for training in (False, True, False):
+        close(read(x, training=training), model(x, training=training))
+    assert len(read.trainable_variables) == len(model.trainable_variables) == (0 if is_frozen else 16)
+    assert read.layers[0].name == stack.name
+
+
 def test_what_a_module_writes_comes_out_as_ys(tf_while):
     """Also what is only drawn in training, in layers that are not told of it by their module."""
     modules, (x,) = modules_of("encoder", 3, rate=0.2, statistics=True)
@@ -176,6 +195,11 @@ def test_a_variable_of_all_modules_gets_its_gradient(tf_while):
     model.fit(tf.ones([1, 1]), tf.zeros([1, 1]), verbose=0)
     assert float(shared.kernel[0, 0]) == 1 - 12
     assert [v.shape[0] for v in stack.trainable_variables] == [2, 2, 1]  # and is saved, counted and frozen with it
+    with pytest.raises(NotImplementedError) as caught:
+        stack.get_config()
+    assert str(caught.value).startswith(
+        "scanned: expected no variables of all modules in a model that is saved whole, got"
+    )
 
 
 def test_a_variable_that_is_tied_within_a_module(tf_while):

@@ -16,8 +16,8 @@ def kinds():
         """Attention to itself, then an MLP, each after a norm; with `rate`, dropout in both; with `statistics`, a batch
         norm before the MLP."""
 
-        def __init__(self, width=8, rate=0.0, statistics=False):
-            super().__init__(dtype="float64")
+        def __init__(self, width=8, rate=0.0, statistics=False, **kwargs):  # as Keras saves it
+            super().__init__(**{"dtype": "float64"} | kwargs)
             options = {"dtype": "float64"}
             self.norm = keras.layers.LayerNormalization(epsilon=1e-5, **options)
             self.attention = keras.layers.MultiHeadAttention(2, width // 2, dropout=rate, **options)
