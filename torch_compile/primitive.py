@@ -104,7 +104,7 @@ def loop(
 def while_loop(
     body: Body, base: Any, count: int, by: int, carry: Arrays, rows: Any, read: Any, down: bool
 ) -> tuple[Arrays, Any]:
-    """The operator: `carry = body(p, carry, rows, read)` for p = base, base + by, ..., base + count - by; `down` for
+    """The operator: `carry = body(p, carry, rows, read)` for p = base, base + by, ..., base + count - by; with `down` for
     p = base + count - 1, base + count - 1 - by, ...
 
     The rows are carried too, to be written in place. Numbers that may be open in the program are arrays or their
