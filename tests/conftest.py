@@ -88,10 +88,6 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=place)
 
 
-def pytest_sessionfinish():
-    gc.freeze()  # pytest collects five times at the end, which takes ten seconds
-
-
 _peak = 0.0
 
 

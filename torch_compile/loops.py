@@ -81,12 +81,13 @@ def scan_vjp(
         carry, _, carries = _layers(plan, g * k, k - 1, plan.unroll, carry, [], carries, [stacked, closed])
         write(carries, k - 1, carry)
         read = [stacked, closed, carries, dys]
-        return loop(step, g * k, k, plan.unroll, state, dstacked, read, down=True)[0]
+        return loop(step, g * k + k - 1, k, plan.unroll, state, dstacked, read, down=True)[0]
 
     if k == 1:
-        state, (dstacked,) = loop(step, 0, steps * unroll, unroll, state, [dstacked], read, down=True)
+        last = steps * unroll - 1
+        state, (dstacked,) = loop(step, last, steps * unroll, unroll, state, [dstacked], read, down=True)
     else:
-        state, (dstacked,) = loop(group, 0, steps, 1, state, [dstacked], read, down=True)
+        state, (dstacked,) = loop(group, steps - 1, steps, 1, state, [dstacked], read, down=True)
     return _of_layers(plan, dstacked, stacked), state[: len(dcarry)], state[len(dcarry) :]
 
 

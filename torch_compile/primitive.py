@@ -80,54 +80,45 @@ class Seen(NamedTuple):
 
 
 def loop(
-    body: Body, base: Any, count: int, unroll: int, carry: Arrays, rows: Any, read: Any, down: bool = False
+    body: Body, first: Any, count: int, unroll: int, carry: Arrays, rows: Any, read: Any, down: bool = False
 ) -> tuple[Arrays, Any]:
-    """`carry = body(p, carry, rows, read)` for `count` numbers p from `base` on, or down to it, `unroll` in a step.
+    """`carry = body(p, carry, rows, read)` for `count` numbers p from `first` on, or down, `unroll` of them a step.
 
     The body writes its results into rows, which are lists of arrays, and reads the lists of arrays in `read`, and
     nothing else from outside."""
     unroll = min(unroll, count)
     way, whole, left_over = -1 if down else 1, count // unroll, count % unroll
 
-    def times(base: Any, steps: int, size: int, carry: Arrays, rows: Any) -> tuple[Arrays, Any]:
+    def times(first: Any, steps: int, size: int, carry: Arrays, rows: Any) -> tuple[Arrays, Any]:
         def several(p: int, carry: Arrays, rows: Any, read: Any) -> Arrays:
             for j in range(size):  # the layers that `unroll` asks for in one body
                 carry = body(p + way * j if j else p, carry, rows, read)
             return carry
 
-        return while_loop(several, base, steps * size, size, carry, rows, read, down)
+        return while_loop(several, first, steps, way * size, carry, rows, read)
 
-    carry, rows = times(base + left_over if down else base, whole, unroll, carry, rows)
-    return times(base if down else base + whole * unroll, left_over, 1, carry, rows) if left_over else (carry, rows)
+    carry, rows = times(first, whole, unroll, carry, rows)
+    return times(first + way * whole * unroll, left_over, 1, carry, rows) if left_over else (carry, rows)
 
 
-def while_loop(
-    body: Body, base: Any, count: int, by: int, carry: Arrays, rows: Any, read: Any, down: bool
-) -> tuple[Arrays, Any]:
-    """The operator: `carry = body(p, carry, rows, read)` for p = base, base + by, ..., base + count - by; with `down` for
-    p = base + count - 1, base + count - 1 - by, ...
+def while_loop(body: Body, first: Any, steps: int, by: int, carry: Arrays, rows: Any, read: Any) -> tuple[Arrays, Any]:
+    """The operator: carry = body(p, carry, rows, read) for p = first, first + by, ...: so many steps.
 
-    The rows are carried too, to be written in place. Numbers that may be open in the program are arrays or their
-    shapes: a body must not close over them. No kernel is made of a shape, nor a second of equal ones."""
-    base_ = [] if isinstance(base, int) and base == 0 else [torch.scalar_tensor(base, dtype=torch.int64)]
-    parts = [torch.empty(count, 0)], base_, *read
-    num_rows, num_read = [len(part) for part in rows], [len(part) for part in parts]
-    place_of_count = len(carry) + sum(num_rows)
+    The rows are carried too, to be written in place. Numbers that may be open in the program are arrays: a body must
+    not close over them."""
+    num_rows, num_read = [len(part) for part in rows], [len(part) for part in read]
+    place_of_end = len(carry) + sum(num_rows)
 
     def goes_on(number: torch.Tensor, *given: Any) -> Any:
-        return number.item() != given[place_of_count].shape[0]
+        return number.item() != given[place_of_end].item()
 
     def flat(number: torch.Tensor, *given: Any) -> tuple[Any, ...]:
-        carry_, rows_, read_ = split(given, len(carry), sum(num_rows))
-        (numbers,), base_, *read_ = split(read_, *num_read[:-1])
-        p = number.item()
-        p = numbers.shape[0] - 1 - p if down else p
-        p = p + base_[0].item() if base_ else p
-        new_carry = body(p, carry_, split(rows_, *num_rows[:-1]), read_)
+        carry_, rows_, _, read_ = split(given, len(carry), sum(num_rows), 1)
+        new_carry = body(number.item(), carry_, split(rows_, *num_rows[:-1]), split(read_, *num_read[:-1]))
         return number + by, *owned(new_carry), *rows_
 
-    number = torch.scalar_tensor(0, dtype=torch.int64)
-    values = (number, *owned(carry), *joined(rows)), tuple(joined(parts))
+    number, end = (torch.scalar_tensor(i, dtype=torch.int64) for i in (first, first + steps * by))
+    values = (number, *owned(carry), *joined(rows)), (end, *joined(read))
     functional = get_dispatch_mode(ModeKey.FUNCTIONAL)
     with below_autograd(), without_autocast([*carry, *joined(read), number]):
         if functional is None:
