@@ -63,6 +63,8 @@ class _Program:
         def run(plan: Plan, *arrays: torch.Tensor) -> Arrays:
             stop_if_assumed()
             stacked, init = split(arrays, count)
+            for array in stacked:  # or each has a symbol of its own, and whether a row exists is not seen
+                torch._check(array.shape[0] == stacked[0].shape[0])
             if torch.compiler.is_dynamo_compiling():
                 return joined(program(plan, stacked, init))
             return joined(unrolled(plan.step, stacked, init, plan.reverse))  # the user has switched compiling off

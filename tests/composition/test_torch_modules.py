@@ -71,6 +71,11 @@ def test_values_and_gradients_are_those_of_the_loop(torch_compile, name, options
 
 
 @by_inductor
+def test_so_many_parameters_that_each_must_be_seen_to_have_as_many_rows(torch_compile):
+    assert_is_the_loop(torch_compile, "TransformerEncoderLayer", remat=2)
+
+
+@by_inductor
 @REAL
 @pytest.mark.thorough
 def test_compiled_by_the_user(torch_compile, name):
