@@ -330,7 +330,7 @@ def _copied(into: Any, array: Any, non_blocking: bool = False) -> Any:
 
 def _without_values(mode: Any, goes_on: Any, body: Any, carried: Any, read: Any, **options: Any) -> Any:
     """What a loop makes of arrays without values: by its contract, arrays as it carries. torch runs the body once more
-    for them, six times while a gradient is compiled, which is a tenth of the time."""
+    for them, several times while a gradient is compiled, which is a tenth of the time."""
     if isinstance(body, torch.fx.GraphModule) and not options.get("stack_output"):
         given = dict(zip(body.graph.find_nodes(op="placeholder"), carried, strict=False))
         results: Any = body.graph.output_node().args[0]

@@ -161,6 +161,10 @@ def test_a_model_with_a_stack_in_it_is_saved_whole(tf_while, tmp_path, is_frozen
         close(read(x, training=training), model(x, training=training))
     assert len(read.trainable_variables) == len(model.trainable_variables) == (0 if is_frozen else 16)
     assert read.layers[0].name == stack.name
+    with keras.saving.custom_object_scope(known):
+        clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    close(clone(x, training=True), model(x, training=True))
 
 
 def test_what_a_module_writes_comes_out_as_ys(tf_while):

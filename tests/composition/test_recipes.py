@@ -186,6 +186,9 @@ def test_autocast_that_changes_the_dtype_of_the_carry_is_refused():
         with torch.autocast(x.device.type, dtype=torch.bfloat16), pytest.raises(TypeError) as caught:
             getattr(torch_compile, form)(weights, x)
         assert str(caught.value) == "carry: expected float32[7] (that of init), got bfloat16[7]"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            y = getattr(torch_compile, form)(weights.bfloat16(), x.bfloat16())
+        assert torch.equal(y, torch_compile.unroll_apply_layers(weights, x).bfloat16())
 
 
 @quick

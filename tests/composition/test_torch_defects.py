@@ -249,7 +249,7 @@ def test_what_a_compiled_stack_sets_is_set_back():
 
 
 def test_no_layer_runs_once_more_for_the_shapes_of_a_loop(monkeypatch):
-    """torch has the body of a loop run for them, six times while this is compiled. A loop of the user's that
+    """torch has the body of a loop run for them, several times while this is compiled. A loop of the user's that
     carries what is not in order in memory, it still has."""
     torch_compile, primitive = loaded("torch_compile"), importlib.import_module("torch_compile.primitive")
     import torch
